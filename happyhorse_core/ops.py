@@ -32,6 +32,9 @@ class TorchOps:
         def forward(self, x: Tensor) -> Tensor:
             return F.linear(x, *_weight_and_bias(self, x))
 
+    FloatLinear = Linear
+    """For the layers that must stay float32 whatever the rest of a checkpoint is quantised to."""
+
     class ExpertLinear(_NoInit, nn.Linear):
         """One linear layer per modality, their weights stacked along the rows in the order video, audio, text.
 
