@@ -1,0 +1,45 @@
+# `make help` lists what there is. All that is needed is Python 3.10 or newer and a package index that pip can reach.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+ifeq ($(OS),Windows_NT)
+VENV_PYTHON := $(VENV)/Scripts/python.exe
+else
+VENV_PYTHON := $(VENV)/bin/python
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format clean
+
+help:
+	@echo "make demo    set up .venv, then write output/demo.mp4 with a tiny model of random weights"
+	@echo "make test    set up .venv, then run all tests; ARGS='tests/core -k geometry' narrows them"
+	@echo "make lint    set up .venv, then check the code's style"
+	@echo "make format  set up .venv, then put the code into that style"
+	@echo "make clean   remove .venv and everything else that these commands made"
+	@echo "PYTHON=python3.12 chooses the Python; COMFYUI_PATH and COMFYUI_PYTHON say which ComfyUI the tests run in."
+
+setup:
+	@command -v "$(PYTHON)" >/dev/null 2>&1 || { \
+		echo "No '$(PYTHON)' found. Install Python 3.10 or newer, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" tools/setup_venv.py "$(VENV)"
+
+demo: setup
+	@"$(VENV_PYTHON)" tools/demo.py
+
+test: setup
+	"$(VENV_PYTHON)" -m pytest $(or $(ARGS),tests)
+
+lint: setup
+	"$(VENV_PYTHON)" -m ruff check .
+	"$(VENV_PYTHON)" -m ruff format --check .
+
+format: setup
+	"$(VENV_PYTHON)" -m ruff check --fix .
+	"$(VENV_PYTHON)" -m ruff format .
+
+clean:
+	rm -rf "$(VENV)" .cache .ruff_cache .pytest_cache tests/.pytest_cache output/demo.mp4
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
