@@ -42,7 +42,7 @@ class PackedLayout:
 
 
 def build_layout(config: TransformerConfig, video: Tensor, audio: Tensor, text: Tensor, bands: Tensor) -> PackedLayout:
-    """Layout of one call: video [B, C, T, H, W] in latent pixels, audio [B, C, A], text [B, L, C]; bands [head_dim / 8]."""
+    """Layout of one call: video [B, C, T, H, W] in latent pixels, audio [B, C, A], text [B, L, C]."""
     frames, height, width = video.shape[2], video.shape[3] // PATCH, video.shape[4] // PATCH
     sounds, words = audio.shape[2], text.shape[1]
     if config.coords_style == COORDS_BASE:

@@ -1,0 +1,1 @@
+"""From noise to clean latents: schedule, solvers, guidance and the loop that joins them."""

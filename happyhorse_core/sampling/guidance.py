@@ -1,0 +1,35 @@
+"""Classifier-free guidance of the base and super-resolution models; the distilled model needs none."""
+
+import torch
+from torch import Tensor
+
+from .schedule import timestep
+
+VIDEO_SCALE_EARLY = 5.0
+VIDEO_SCALE_LATE = 2.0
+LATE_FROM_TIMESTEP = 500
+AUDIO_SCALE = 5.0
+
+SR_SCALE = 3.5
+SR_FIRST_FRAMES = 13
+SR_FIRST_SCALE = 2.0
+
+
+def video_scale(sigma: float) -> float:
+    """Guidance of the picture at a noise level: 5 while the timestep is above 500, 2 after."""
+    return VIDEO_SCALE_EARLY if timestep(sigma) > LATE_FROM_TIMESTEP else VIDEO_SCALE_LATE
+
+
+def guide(positive: Tensor, negative: Tensor, scale: float | Tensor) -> Tensor:
+    """negative + scale * (positive - negative), for velocities or for predicted clean latents alike."""
+    return negative + scale * (positive - negative)
+
+
+def sr_video_scale(latent_frames: int, scale: float = SR_SCALE) -> Tensor:
+    """[1, 1, T, 1, 1] float32: super-resolution's guidance, at most 2 for the first 13 latent frames.
+
+    The lower start keeps the given first picture from burning out.
+    """
+    scales = torch.full((1, 1, latent_frames, 1, 1), scale)
+    scales[:, :, :SR_FIRST_FRAMES].clamp_(max=SR_FIRST_SCALE)
+    return scales
