@@ -1,0 +1,1 @@
+"""Reading released weights: the files they come in, the sizes they tell, and modules filled with them."""

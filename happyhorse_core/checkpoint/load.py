@@ -1,0 +1,94 @@
+"""Filling a module that was built without memory (on the meta device) with the tensors of a checkpoint."""
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from ..progress import Progress, silent
+from .files import SHOWN, some
+from .quantised import dequantised
+from .tensors import TensorSource
+
+
+def load_module(
+    module: nn.Module,
+    source: TensorSource,
+    *,
+    ignore: Sequence[str] = (),
+    dtype_of: Callable[[str, Tensor], torch.dtype] | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress = silent,
+) -> None:
+    """Reads the module's parameters and persistent buffers, one tensor at a time, and puts them in place.
+
+    Each is cast to the dtype that the module was built with, or to ``dtype_of(name, tensor)``; scaled float8
+    weights are multiplied out first (see ``quantised``). A tensor that is already in its dtype on the CPU stays a view of the mapped
+    file, so its pages are read when they are first used. Parameters don't ask for gradients. ``progress`` counts bytes of the files.
+
+    Names and shapes are compared before anything is read: raises CheckpointError for a tensor that is missing, left over
+    (unless its name matches a glob pattern in ``ignore``), of another shape, or stored as integers.
+    """
+    source = dequantised(source)
+    targets = module.state_dict(keep_vars=True)
+    _check_filled(module, targets)
+    _check_names(source, targets, ignore)
+    _check_tensors(source, targets)
+    total = sum(source.entries[name].nbytes for name in targets)
+    done = 0
+    for name, target in targets.items():
+        dtype = target.dtype if dtype_of is None else dtype_of(name, target)
+        _put(module, name, source.read(name).to(device).to(dtype))
+        done += source.entries[name].nbytes
+        progress(done, total)
+
+
+def _check_filled(module: nn.Module, targets: dict[str, Tensor]) -> None:
+    """Buffers outside the state dict come from no checkpoint, so the module has to have made them for real."""
+    unfilled = [name for name, buffer in module.named_buffers() if buffer.is_meta and name not in targets]
+    if unfilled:
+        raise RuntimeError(f"Buffers that are not persistent can't be built on the meta device: {some(unfilled)}.")
+
+
+def _check_names(source: TensorSource, targets: dict[str, Tensor], ignore: Sequence[str]) -> None:
+    missing = [name for name in targets if name not in source]
+    if missing:
+        raise CheckpointError(
+            f"{source.path}: {len(missing)} of {len(targets)} tensors are missing: {some(missing)}. "
+            "The checkpoint is incomplete or of another model."
+        )
+    extra = [
+        name for name in source.names if name not in targets and not any(fnmatchcase(name, glob) for glob in ignore)
+    ]
+    if extra:
+        raise CheckpointError(
+            f"{source.path}: {len(extra)} tensors are not expected: {some(extra)}. "
+            "The checkpoint is of another model or of a kind that can't be read here."
+        )
+
+
+def _check_tensors(source: TensorSource, targets: dict[str, Tensor]) -> None:
+    wrong = []
+    for name, target in targets.items():
+        entry = source.entries[name]
+        if entry.shape != tuple(target.shape):
+            wrong.append(f"{name} in {entry.file.name} has shape {list(entry.shape)}, expected {list(target.shape)}")
+        elif entry.dtype.is_floating_point != target.dtype.is_floating_point:
+            wrong.append(f"{name} in {entry.file.name} is stored as {entry.dtype}, expected a kind of {target.dtype}")
+    if wrong:
+        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise CheckpointError(
+            f"{source.path}: {len(wrong)} tensors don't fit: {'; '.join(wrong[:SHOWN])}{more}. "
+            "The checkpoint is of another model or size."
+        )
+
+
+def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
+    owner_name, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(owner_name)
+    if leaf in owner._buffers:
+        setattr(owner, leaf, tensor)
+    else:
+        setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False))

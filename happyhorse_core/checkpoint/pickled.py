@@ -1,0 +1,92 @@
+"""PyTorch's own pickled files (.ckpt, .pth, .pt), read without running anything that they contain."""
+
+import pickle
+import re
+import struct
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .files import read_start, some
+from .tensors import TensorEntry
+
+_WRAPPERS = ("ema_state_dict", "state_dict", "model")
+"""Where training programs put the weights, best first; smoothed (EMA) weights are the ones to run."""
+_MAX_NESTING = 4
+_MODULE_PREFIX = "module."
+"""Left on names by distributed training."""
+_DAMAGED = (
+    RuntimeError,
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+"""What PyTorch was seen to raise on files that are cut short or not its own."""
+
+
+def read_pickled(path: Path) -> dict[str, TensorEntry]:
+    """The tensors of a pickled checkpoint, mapped from the file where its format allows, by name.
+
+    Wrapping dicts are looked through and the prefix ``module.`` is dropped. Raises CheckpointError for a file that
+    asks to run code, is damaged, or holds no tensors.
+    """
+    tensors = _find_tensors(_load_safely(path))
+    if not tensors:
+        raise CheckpointError(
+            f"{path}: found no named tensors in it; expected a state dict, bare or under one of {_WRAPPERS}."
+        )
+    entries: dict[str, TensorEntry] = {}
+    for name, tensor in tensors.items():
+        short = name.removeprefix(_MODULE_PREFIX)
+        if short in entries:
+            raise CheckpointError(f"{path}: found both {short} and {_MODULE_PREFIX}{short}; expected only one.")
+        entries[short] = TensorEntry(path, tuple(tensor.shape), tensor.dtype, tensor.detach)
+    return entries
+
+
+def _load_safely(path: Path) -> Any:
+    read_start(path, 64)
+    try:
+        # Files written before PyTorch 1.6 are no archives and can't be mapped.
+        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise _refused(path, str(error)) from error
+    except _DAMAGED as error:
+        first_line = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{path}: is no PyTorch weights file, or an incomplete one ({first_line}). Download it again."
+        ) from error
+
+
+def _refused(path: Path, message: str) -> CheckpointError:
+    """The error for a pickle that is not plain tensors; PyTorch's message names what it would have called."""
+    wanted = re.search(r"GLOBAL ([\w.]+)", message)
+    if wanted is None and "reduce" not in message and "class" not in message.lower():
+        return CheckpointError(f"{path}: is no PyTorch weights file, or a damaged one. Download it again.")
+    called = f" ({wanted[1]})" if wanted else ""
+    return CheckpointError(
+        f"{path}: the file wants to run code{called} when it is opened; it was not run. "
+        "Expected a file of tensors only: get the weights as safetensors, or from a source that you trust."
+    )
+
+
+def _find_tensors(content: Any) -> dict[str, Tensor]:
+    for _ in range(_MAX_NESTING):
+        if not isinstance(content, Mapping):
+            return {}
+        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            return {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+        content = inner
+    return {}

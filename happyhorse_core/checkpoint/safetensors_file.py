@@ -1,0 +1,162 @@
+"""One safetensors file: its header is checked in full before any weight is read, so that errors say what is wrong.
+
+Layout: 8 bytes with the header's length (little endian), the header as JSON, then the tensors' bytes. The header gives
+each tensor's dtype, shape and the span of its bytes, counted from the header's end.
+"""
+
+import json
+import mmap
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .files import read_start, unreadable
+from .tensors import TensorEntry
+
+_DTYPE_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+_LENGTH_BYTES = 8
+_MAX_HEADER_BYTES = 100_000_000
+"""The limit that the format itself sets."""
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Where a tensor's bytes lie, counted from the beginning of the file."""
+
+    begin: int
+    end: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class SafetensorsFile:
+    """The tensors of one safetensors file, mapped into memory at the first reading.
+
+    Raises CheckpointError where the file is missing, cut short, or something else than safetensors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._bytes: Tensor | None = None
+        header, data_begin = _read_header(path)
+        metadata = header.pop("__metadata__", None)
+        self.metadata = {str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {}
+        spans = {name: _parse_span(path, name, fields, data_begin) for name, fields in header.items()}
+        _check_size(path, max((span.end for span in spans.values()), default=data_begin))
+        self.entries = {
+            name: TensorEntry(path, span.shape, span.dtype, partial(self._read, span)) for name, span in spans.items()
+        }
+
+    def _read(self, span: _Span) -> Tensor:
+        if self._bytes is None:
+            self._bytes = _map_file(self.path)
+        raw = self._bytes[span.begin : span.end]
+        if span.begin % span.dtype.itemsize:  # the format doesn't promise alignment, a view of the bytes needs it
+            raw = raw.clone()
+        return raw.view(span.dtype).view(span.shape)
+
+    def close(self) -> None:
+        """Forgets the mapping; it goes when the last tensor read from it does."""
+        self._bytes = None
+
+
+def _map_file(path: Path) -> Tensor:
+    """All bytes of the file as a uint8 tensor over a copy-on-write mapping: pages come from the disk when touched."""
+    try:
+        with path.open("rb") as file:
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return torch.frombuffer(mapping, dtype=torch.uint8)
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header and the position at which the tensors' bytes begin."""
+    start = read_start(path, 64)
+    size = path.stat().st_size
+    length = int.from_bytes(start[:_LENGTH_BYTES], "little")
+    if start.startswith(b"PK\x03\x04") or start.startswith(b"\x80"):
+        raise CheckpointError(f"{path}: found a pickled PyTorch file named as safetensors. Name it .ckpt or .pth.")
+    if (
+        len(start) <= _LENGTH_BYTES
+        or not 2 <= length <= _MAX_HEADER_BYTES
+        or start[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{"
+    ):
+        raise CheckpointError(
+            f"{path}: is no safetensors file: it begins with {start[:16]!r}; expected a header's length and its JSON."
+        )
+    data_begin = _LENGTH_BYTES + length
+    if size < data_begin:
+        raise _truncated(path, data_begin, size, "at least ")
+    try:
+        with path.open("rb") as file:
+            file.seek(_LENGTH_BYTES)
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: the safetensors header is no valid JSON ({error}). Download the file again."
+        ) from error
+    return header, data_begin
+
+
+def _truncated(path: Path, expected: int, found: int, least: str = "") -> CheckpointError:
+    return CheckpointError(
+        f"{path}: the file is incomplete: its header asks for {least}{expected:,} bytes, found {found:,}. Download it again."
+    )
+
+
+def _check_size(path: Path, expected: int) -> None:
+    size = path.stat().st_size
+    if size < expected:
+        raise _truncated(path, expected, size)
+    if size > expected:
+        raise CheckpointError(
+            f"{path}: the file is damaged: its header asks for {expected:,} bytes, found {size:,}. Download it again."
+        )
+
+
+def _parse_span(path: Path, name: str, fields: Any, data_begin: int) -> _Span:
+    """The place of one tensor, from its fields in the header, once they agree with each other."""
+    try:
+        dtype_name, shape, (begin, end) = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"]
+        numbers_good = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+    except (TypeError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: tensor {name}: its dtype, shape or place is missing from the header."
+        ) from error
+    dtype = getattr(torch, _DTYPE_NAMES.get(str(dtype_name), ""), None)
+    if dtype is None:
+        raise CheckpointError(f"{path}: tensor {name}: found dtype {dtype_name}, which can't be read here.")
+    if not numbers_good or end - begin != prod(shape) * dtype.itemsize:
+        raise CheckpointError(
+            f"{path}: tensor {name}: {dtype_name} of shape {list(shape)} does not fit bytes {begin} to {end}. "
+            "The header is damaged; download the file again."
+        )
+    return _Span(data_begin + begin, data_begin + end, dtype, shape)
