@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: each names the field or the file, what was found, what was expected, a way out."""
+"""Errors that are the user's to mend: each names the field or file, what was found, what was expected, a way out."""
 
 
 class HappyHorseError(ValueError):

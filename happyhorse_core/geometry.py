@@ -86,3 +86,14 @@ class ClipShape:
     def audio_latent(self) -> tuple[int, int]:
         """[64, A] of the audio latent: one latent a frame."""
         return AUDIO_CHANNELS, self.frames
+
+
+DEFAULT_WIDTH, DEFAULT_HEIGHT = 448, 256
+"""Pixels; one of the two sizes that the released base model is best at (the other is 480 x 256)."""
+
+
+def size_for_picture(width: int, height: int) -> tuple[int, int]:
+    """The size on the grid with a picture's shape and about as many pixels as the default size has."""
+    scale = (DEFAULT_WIDTH * DEFAULT_HEIGHT / (width * height)) ** 0.5
+    snapped = (max(SIZE_STEP, round(side * scale / SIZE_STEP) * SIZE_STEP) for side in (width, height))
+    return snap_size(*(min(side, MAX_PIXELS_PER_SIDE) for side in snapped))

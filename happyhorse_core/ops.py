@@ -84,7 +84,7 @@ class TorchOps:
 
 
 def expert_linear(x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Sequence[int]) -> Tensor:
-    """Applies the i-th block of ``weight``'s rows to the i-th span of tokens; modalities are contiguous, so it slices."""
+    """Applies the i-th block of ``weight``'s rows to the i-th span of tokens, [B, S, in] -> [B, S, out / experts]."""
     weights = weight.chunk(len(lengths))
     biases = [None] * len(lengths) if bias is None else bias.chunk(len(lengths))
     spans = x.split(list(lengths), dim=1)

@@ -10,7 +10,7 @@ from ..errors import CheckpointError
 
 @dataclass(frozen=True)
 class Role:
-    """How a checkpoint is run: where the tokens stand, whether attention is local, steps and guidance of its training."""
+    """How a checkpoint is run: where tokens stand, whether attention is local, steps and guidance of its training."""
 
     name: str
     coords_style: str

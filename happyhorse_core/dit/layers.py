@@ -33,7 +33,7 @@ def swiglu7(x: Tensor) -> Tensor:
 
 
 class ModalityRMSNorm(nn.Module):
-    """RMS norm over the last axis, in float32, with a gain of 1 + weight; a gain per modality where ``experts`` is 3."""
+    """RMS norm over the last axis, in float32, with a gain of 1 + weight; one gain per modality if ``experts`` is 3."""
 
     def __init__(self, dim: int, experts: int = 1, *, device: torch.device | str | None = None) -> None:
         super().__init__()

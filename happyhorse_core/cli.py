@@ -1,0 +1,215 @@
+"""The command line: ``python -m happyhorse_core generate --help``."""
+
+import argparse
+import logging
+import re
+import secrets
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from .checkpoint.roles import BASE, DISTILLED, ROLES
+from .errors import HappyHorseError, InputError
+from .geometry import (
+    DEFAULT_HEIGHT,
+    DEFAULT_WIDTH,
+    MAX_SECONDS,
+    ClipShape,
+    frames_from_seconds,
+    size_for_picture,
+    snap_size,
+)
+from .media.image import load_image
+from .media.sound import load_sound
+from .model_folder import find_models
+from .negative_prompt import DEFAULT_NEGATIVE_PROMPT
+from .pipeline import Machine, Request, check_request, generate
+from .progress import Progress
+
+logger = logging.getLogger(__name__)
+
+INTERRUPTED = 130
+DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
+PARTS = ("transformer", "text_encoder", "video_decoder", "audio_vae", "image_encoder")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="python -m happyhorse_core",
+        description="Video and sound from one prompt, with checkpoints of the daVinci-MagiHuman architecture.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_generate(commands.add_parser("generate", help="make a clip", description="Makes an mp4 from a prompt."))
+    return parser
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--models", type=Path, required=True, metavar="DIR", help="folder with the model's parts, as they are published"
+    )
+    add(
+        "--prompt", required=True, metavar="TEXT", help="what is seen and heard; best one paragraph of 150 to 200 words"
+    )
+    add("--output", type=Path, required=True, metavar="FILE.mp4", help="file to write; replaced if it is there")
+    add("--image", type=Path, metavar="FILE", help="picture that becomes the first frame, cropped to the clip's shape")
+    add(
+        "--audio",
+        type=Path,
+        metavar="FILE",
+        help="sound that the picture follows; it sets the length and is kept as it is",
+    )
+    add(
+        "--seconds",
+        type=float,
+        metavar="S",
+        help=f"length, more than 0 and at most {MAX_SECONDS}; default 5; with --audio, at most so much of the sound",
+    )
+    add(
+        "--size",
+        metavar="WxH",
+        help=f"pixels, cut down to multiples of 32; default {DEFAULT_WIDTH}x{DEFAULT_HEIGHT}, or the picture's shape",
+    )
+    add(
+        "--model",
+        choices=(DISTILLED.name, BASE.name),
+        default=DISTILLED.name,
+        help="which checkpoint; default distilled",
+    )
+    add("--steps", type=int, metavar="N", help="denoising steps; default 8 for distilled, 32 for base")
+    add("--seed", type=int, metavar="N", help="0 to 2^64 - 1; the same seed makes the same clip; default random")
+    add(
+        "--negative-prompt",
+        metavar="TEXT",
+        default=DEFAULT_NEGATIVE_PROMPT,
+        help="what the base model is guided away from; the distilled model uses none",
+    )
+    add("--device", metavar="NAME", help="torch device such as cpu, cuda, cuda:1, mps; default cuda where there is one")
+    add("--dtype", choices=DTYPES, default="bf16", help="precision of weights and products; default bf16")
+    for part in PARTS:
+        option = f"--{part.replace('_', '-')}"
+        add(option, type=Path, metavar="PATH", help=f"{part.replace('_', ' ')}, if it is not in the models folder")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """'448x256' -> (448, 256). Raises InputError for anything else."""
+    match = re.fullmatch(r"(-?\d+)\s*[xX×*]\s*(-?\d+)", text.strip())
+    if match is None:
+        raise InputError(f"--size: found {text!r}, expected width and height in pixels such as 448x256.")
+    return int(match[1]), int(match[2])
+
+
+class Bars:
+    """One progress bar per stage, on standard error."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+
+    def open(self, stage: str, unit: str) -> Progress:
+        """Ends the bar of the stage before and starts the next."""
+        self.close()
+        in_bytes = unit == "B"
+        self.bar = bar = tqdm(desc=f"{stage:<24}", unit=unit, unit_scale=in_bytes, unit_divisor=1024, leave=True)
+
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return update
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+class _BarSafeHandler(logging.Handler):
+    """Writes warnings above the running bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
+
+
+def _resolve_size(text: str | None, image: torch.Tensor | None) -> tuple[int, int]:
+    if text is None:
+        return (DEFAULT_WIDTH, DEFAULT_HEIGHT) if image is None else size_for_picture(image.shape[3], image.shape[2])
+    asked = parse_size(text)
+    size = snap_size(*asked)
+    if size != asked:
+        logger.warning("--size %dx%d becomes %dx%d: sides are multiples of 32", *asked, *size)
+    return size
+
+
+def _request(args: argparse.Namespace) -> Request:
+    role = ROLES[args.model]
+    image = None if args.image is None else load_image(args.image)
+    frames = frames_from_seconds(5.0 if args.seconds is None else args.seconds)
+    longest = MAX_SECONDS if args.seconds is None else args.seconds
+    return Request(
+        prompt=args.prompt,
+        negative_prompt=args.negative_prompt,
+        shape=ClipShape(*_resolve_size(args.size, image), frames),
+        seed=secrets.randbits(32) if args.seed is None else args.seed,
+        steps=role.steps if args.steps is None else args.steps,
+        role=role,
+        image=image,
+        sound=None if args.audio is None else load_sound(args.audio, max_seconds=longest),
+    )
+
+
+def _machine(args: argparse.Namespace) -> Machine:
+    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device: found {name!r}, which torch can't use here: {error}") from error
+    return Machine(device, DTYPES[args.dtype])
+
+
+def run_generate(args: argparse.Namespace) -> int:
+    """Carries out ``generate``."""
+    machine = _machine(args)
+    request = _request(args)
+    check_request(request)
+    chosen = {part: getattr(args, part) for part in PARTS if getattr(args, part) is not None}
+    files = find_models(args.models, request.role.name, with_image=request.image is not None, chosen=chosen)
+    bars = Bars()
+    try:
+        with torch.inference_mode():
+            shape = generate(request, files, args.output, machine, bars.open)
+    finally:
+        bars.close()
+    print(
+        f"{args.output}: {shape.width}x{shape.height}, {shape.frames} frames, {shape.seconds:.2f} s, "
+        f"seed {request.seed}, {request.role.name} model"
+    )
+    return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # The allocator of the CPU has no error class of its own.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit status: 0 done, 1 an error that was explained, 130 stopped by Ctrl-C."""
+    args = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, handlers=[_BarSafeHandler()])
+    try:
+        return run_generate(args)
+    except HappyHorseError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(f"error: not enough memory: {error}\nChoose a smaller --size or fewer --seconds.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return INTERRUPTED

@@ -1,0 +1,71 @@
+"""Builds a transformer from its files."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint.detect import detect_transformer, find_prefix
+from ..checkpoint.load import load_module
+from ..checkpoint.roles import Role, resolve_role
+from ..checkpoint.source import TensorSource, open_source
+from ..config import TransformerConfig
+from ..ops import TorchOps
+from ..progress import Progress, silent
+from .model import HappyHorseTransformer
+from .rope import frequency_bands
+
+logger = logging.getLogger(__name__)
+
+BANDS = "adapter.rope.bands"
+
+
+@dataclass(frozen=True)
+class TransformerFile:
+    """A checkpoint that was looked into but not read: its tensors under the released names, sizes and role."""
+
+    source: TensorSource
+    config: TransformerConfig
+    role: Role
+    role_origin: str
+
+
+def inspect_transformer(path: Path, role: str | None = None) -> TransformerFile:
+    """Opens a checkpoint and detects its sizes and role, reading headers alone.
+
+    ``role`` is one of base, distilled, 540p_sr, 1080p_sr, or None to find out. Raises CheckpointError.
+    """
+    source = open_source(path)
+    prefix = find_prefix(source.names, str(path))
+    source = source.sub(prefix) if prefix else source
+    found, origin = resolve_role(role, source.metadata, Path(path))
+    config = detect_transformer(source.shapes, role=found, metadata=source.metadata, where=str(path))
+    return TransformerFile(source, config, found, origin)
+
+
+def load_transformer(
+    file: TransformerFile,
+    *,
+    operations: Any = TorchOps,
+    dtype: torch.dtype = torch.bfloat16,
+    device: torch.device | str = "cpu",
+    progress: Progress = silent,
+) -> HappyHorseTransformer:
+    """Reads the weights: linear layers of the blocks in ``dtype``, everything that must be exact in float32."""
+    model = HappyHorseTransformer(file.config, operations=operations, dtype=dtype, device="meta")
+    load_module(model, file.source, device=device, progress=progress)
+    if file.source.dtypes[BANDS] != torch.float32:
+        # Merged files store the rotary frequencies rounded, which moves every position; the formula is exact.
+        model.adapter.rope.bands = frequency_bands(file.config.rope_bands).to(device)
+    logger.info(
+        "Loaded the %s transformer (%s): %d layers, hidden %d, %s, from %s",
+        file.role.name,
+        file.role_origin,
+        file.config.num_layers,
+        file.config.hidden_size,
+        dtype,
+        file.source.path,
+    )
+    return model.eval()

@@ -1,0 +1,40 @@
+"""Says before a long load that it can't fit, since an operating system may end the process without a word."""
+
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+
+import torch
+
+from .errors import HappyHorseError
+
+MEMINFO = Path("/proc/meminfo")
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Free memory of a device; None where there is no cheap way to know."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cpu" and MEMINFO.exists():
+        fields = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    return None
+
+
+def weight_bytes(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> int:
+    """What tensors of these shapes take in ``dtype``."""
+    return sum(prod(shape) for shape in shapes.values()) * dtype.itemsize
+
+
+def activation_bytes(tokens: int, hidden: int) -> int:
+    """The least that a forward pass holds beside its weights: two float32 residual streams and the swiglu input."""
+    return tokens * hidden * (2 * 4 + 16 * 4 // 3)
+
+
+def require(needed: int, available: int | None, what: str) -> None:
+    """Raises HappyHorseError naming ``what`` if ``needed`` bytes are more than there are."""
+    if available is not None and needed > available:
+        raise HappyHorseError(
+            f"not enough memory for {what}: it needs at least {needed / 2**30:.1f} GiB and {available / 2**30:.1f} GiB "
+            "are free. Choose a smaller size or fewer seconds, close other programs, or use a machine with more."
+        )

@@ -1,0 +1,255 @@
+"""A prompt, and perhaps a picture or a sound, becomes an mp4: every stage in turn, one model in memory at a time."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import __version__
+from .audio_vae.encode import encode_soundtrack
+from .audio_vae.load import load_oobleck
+from .audio_vae.resample import resample_fft
+from .checkpoint.roles import BASE, DISTILLED, Role
+from .dit.load import TransformerFile, inspect_transformer, load_transformer
+from .errors import CheckpointError, InputError
+from .geometry import FRAME_RATE, OUTPUT_SAMPLE_RATE, ClipShape, frames_of_latent, latent_frames
+from .media.image import fit_image
+from .media.video_file import Mp4Writer
+from .memory import activation_bytes, available_bytes, require, weight_bytes
+from .model_folder import ModelFiles
+from .progress import Progress, silent
+from .sampling.loop import Velocity, denoise, guided
+from .sampling.schedule import flow_sigmas
+from .sampling.solver import DistilledSolver, Solver, UniPC, seeded_noise
+from .text.load import load_text_encoder
+from .video_vae.load import load_image_encoder, load_turbo_decoder
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[str, str], Progress]
+"""``report(stage, unit)`` opens the progress of a stage, counted in ``unit``."""
+
+MIN_SOUND_LATENTS = 5
+"""Latents of a driving sound that fill more than the first picture."""
+
+
+def no_report(stage: str, unit: str) -> Progress:
+    """A report that nobody reads."""
+    return silent
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to make. ``image`` is [1, 3, H, W] in [-1, 1]; ``sound`` is [1, 2, N] at 51,200 Hz and sets the length."""
+
+    prompt: str
+    shape: ClipShape
+    seed: int
+    steps: int
+    role: Role = DISTILLED
+    negative_prompt: str = ""
+    image: Tensor | None = None
+    sound: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and in what precision to compute."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+def check_request(request: Request) -> None:
+    """Raises InputError for a request that no model can carry out."""
+    if not request.prompt.strip():
+        raise InputError("prompt: found nothing, expected a description of the clip.")
+    if not 0 <= request.seed < 2**64:
+        raise InputError(f"seed: found {request.seed}, expected 0 to 2^64 - 1.")
+    if request.role not in (BASE, DISTILLED):
+        raise InputError(f"model: found {request.role.name}, expected {BASE.name} or {DISTILLED.name}.")
+    flow_sigmas(request.steps)
+
+
+def generate(
+    request: Request, files: ModelFiles, output: Path, machine: Machine, report: Report = no_report
+) -> ClipShape:
+    """Runs all stages and writes ``output``, an mp4 that holds the settings as its comment; returns the clip's shape.
+
+    Raises HappyHorseError for what the user can mend. ``output`` is written whole or not at all.
+    """
+    check_request(request)
+    file = _inspect(files.transformer, request.role)
+    sound_latent = _encode_sound(request.sound, files, machine, report)
+    shape = _shape_of(request.shape, sound_latent)
+    _check_memory(file, shape, machine)
+    with Mp4Writer(
+        output,
+        shape.width,
+        shape.height,
+        fps=FRAME_RATE,
+        sample_rate=OUTPUT_SAMPLE_RATE,
+        metadata={"comment": json.dumps(_settings(request, shape, files), ensure_ascii=False)},
+    ) as writer:
+        prompts = _encode_prompts(request, files, machine, report)
+        image_latent = _encode_image(request.image, shape, files, machine, report)
+        video, audio = _sample(request, shape, file, prompts, image_latent, sound_latent, machine, report)
+        writer.add_sound(_decode_sound(request.sound, audio, files, machine, report))
+        for frames in _decode_video(video, files, machine, report):
+            writer.add_frames(frames)
+    return shape
+
+
+def _inspect(path: Path, wanted: Role) -> TransformerFile:
+    file = inspect_transformer(path)
+    if file.role.is_super_resolution:
+        raise CheckpointError(
+            f"{path}: this is the {file.role.name} model ({file.role_origin}), which enlarges a finished clip. "
+            f"Expected the {wanted.name} model."
+        )
+    if file.role is not wanted:
+        file = inspect_transformer(path, wanted.name)
+    return file
+
+
+def _shape_of(shape: ClipShape, sound_latent: Tensor | None) -> ClipShape:
+    if sound_latent is None:
+        return shape
+    return ClipShape(shape.width, shape.height, frames_of_latent(latent_frames(sound_latent.shape[2])))
+
+
+def _check_memory(file: TransformerFile, shape: ClipShape, machine: Machine) -> None:
+    _, t, h, w = shape.video_latent
+    tokens = t * h * w // 4 + shape.frames
+    needed = weight_bytes(file.source.shapes, machine.dtype) + activation_bytes(tokens, file.config.hidden_size)
+    what = f"{shape.frames} frames of {shape.width} x {shape.height} with {file.source.path}"
+    require(needed, available_bytes(machine.device), what)
+
+
+def _settings(request: Request, shape: ClipShape, files: ModelFiles) -> dict[str, str | int | float]:
+    settings: dict[str, str | int | float] = {
+        "prompt": request.prompt,
+        "seed": request.seed,
+        "steps": request.steps,
+        "width": shape.width,
+        "height": shape.height,
+        "frames": shape.frames,
+        "model": request.role.name,
+        "checkpoint": files.transformer.name,
+        "from_image": request.image is not None,
+        "from_audio": request.sound is not None,
+        "program": f"happyhorse_core {__version__}",
+    }
+    if request.role.guided:
+        settings["negative_prompt"] = request.negative_prompt
+    return settings
+
+
+def _encode_sound(sound: Tensor | None, files: ModelFiles, machine: Machine, report: Report) -> Tensor | None:
+    if sound is None:
+        return None
+    vae = load_oobleck(files.audio_vae, device=machine.device, progress=report("Load audio autoencoder", "B"))
+    latent = encode_soundtrack(vae, sound.to(machine.device), progress=report("Encode sound", "window"))
+    if latent.shape[2] < MIN_SOUND_LATENTS:
+        raise InputError(
+            f"audio: found {latent.shape[2]} latents ({latent.shape[2] / FRAME_RATE:.2f} s), "
+            f"expected at least {MIN_SOUND_LATENTS} ({MIN_SOUND_LATENTS / FRAME_RATE:.2f} s)."
+        )
+    return latent
+
+
+def _encode_prompts(request: Request, files: ModelFiles, machine: Machine, report: Report) -> list[Tensor]:
+    """Embeddings of the prompt and, for the base model, of the negative prompt."""
+    texts = [request.prompt, request.negative_prompt] if request.role.guided else [request.prompt]
+    encoder = load_text_encoder(
+        files.text_encoder,
+        dtype=machine.dtype,
+        device=machine.device,
+        progress=report("Load text encoder", "B"),
+    )
+    return [encoder.encode_prompt(text, progress=report("Encode prompt", "layer")) for text in texts]
+
+
+def _encode_image(
+    image: Tensor | None, shape: ClipShape, files: ModelFiles, machine: Machine, report: Report
+) -> Tensor | None:
+    if image is None:
+        return None
+    encoder = load_image_encoder(
+        files.image_encoder,
+        dtype=machine.dtype,
+        device=machine.device,
+        progress=report("Load image encoder", "B"),
+    )
+    pixels = fit_image(image, shape.width, shape.height)
+    return encoder(pixels.to(machine.device, machine.dtype)).float()
+
+
+def _sample(
+    request: Request,
+    shape: ClipShape,
+    file: TransformerFile,
+    prompts: list[Tensor],
+    image_latent: Tensor | None,
+    sound_latent: Tensor | None,
+    machine: Machine,
+    report: Report,
+) -> tuple[Tensor, Tensor]:
+    model = load_transformer(file, dtype=machine.dtype, device=machine.device, progress=report("Load transformer", "B"))
+
+    def velocity_for(text: Tensor) -> Velocity:
+        text = text.to(machine.device)
+        return lambda video, audio, sigma: model(video, audio, text, compute_dtype=machine.dtype)
+
+    # On the CPU, so that a seed means the same clip whatever device computes it.
+    draw = seeded_noise(torch.Generator("cpu").manual_seed(request.seed))
+    video = draw(0, torch.empty(1, *shape.video_latent, device=machine.device))
+    audio = sound_latent
+    if audio is None:
+        audio = draw(0, torch.empty(1, *shape.audio_latent, device=machine.device))
+    sigmas = flow_sigmas(request.steps)
+
+    def solver() -> Solver:
+        return UniPC(sigmas) if request.role.guided else DistilledSolver(sigmas, draw)
+
+    velocities = [velocity_for(text) for text in prompts]
+    return denoise(
+        guided(*velocities) if request.role.guided else velocities[0],
+        video,
+        audio,
+        sigmas,
+        solver(),
+        None if sound_latent is not None else solver(),
+        image_latent=image_latent,
+        progress=report("Denoise", "step"),
+    )
+
+
+def _decode_sound(given: Tensor | None, audio: Tensor, files: ModelFiles, machine: Machine, report: Report) -> Tensor:
+    """[2, samples] at 44,100 Hz. A given sound is returned as it came, never through the autoencoder."""
+    if given is not None:
+        return resample_fft(given)[0]
+    vae = load_oobleck(files.audio_vae, device=machine.device, progress=report("Load audio autoencoder", "B"))
+    return resample_fft(vae.decode(audio.float()))[0].float().cpu()
+
+
+def _decode_video(video: Tensor, files: ModelFiles, machine: Machine, report: Report) -> Iterator[Tensor]:
+    """uint8 [frames, H, W, 3] chunks in order."""
+    decoder = load_turbo_decoder(
+        files.video_decoder,
+        dtype=machine.dtype,
+        device=machine.device,
+        progress=report("Load video decoder", "B"),
+    )
+    progress = report("Decode video", "window")
+    for chunk in decoder.decode_windows(video.to(machine.dtype), progress=progress):
+        yield to_bytes(chunk[0])
+
+
+def to_bytes(pixels: Tensor) -> Tensor:
+    """[3, F, H, W] in [-1, 1] -> uint8 [F, H, W, 3] on the CPU; values outside are clipped, fractions cut off."""
+    return pixels.float().mul(0.5).add_(0.5).clamp_(0, 1).mul_(255).to(torch.uint8).permute(1, 2, 3, 0).cpu()
