@@ -1,0 +1,114 @@
+"""The text encoder and its tokenizer from disk, as one object that turns a prompt into the transformer's input."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.load import load_module
+from ..checkpoint.source import TensorSource, open_source
+from ..errors import CheckpointError
+from ..ops import TorchOps
+from ..progress import Progress, silent
+from .encoder import PREFIXES, T5GemmaEncoder, detect_text_encoder, encoder_prefix
+from .tokenizer import GemmaTokenizer
+
+EMBEDDED_TOKENIZER = "tokenizer_json"
+"""A uint8 tensor of this name in a merged file holds the bytes of its tokenizer.json, as ComfyUI's own files do."""
+IGNORED = (EMBEDDED_TOKENIZER, "spiece_model")
+
+_INDEX_PATTERN = "*.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """``compute_dtype`` is that of the encoder's residual stream; the released pipeline uses bfloat16."""
+
+    model: T5GemmaEncoder
+    tokenizer: GemmaTokenizer
+    compute_dtype: torch.dtype = torch.bfloat16
+
+    def encode_prompt(self, prompt: str, progress: Progress = silent) -> Tensor:
+        """[1, L, hidden] float32, rounded through float16 as the video model saw it in training.
+
+        Raises InputError for an empty prompt; one of more than 640 tokens is cut, with a warning.
+        """
+        ids = torch.tensor([self.tokenizer.encode_prompt(prompt)], device=self.model.embed_tokens.weight.device)
+        hidden = self.model(ids, compute_dtype=self.compute_dtype, progress=progress)
+        return hidden.half().float()
+
+
+def load_text_encoder(
+    path: str | Path,
+    *,
+    operations: Any = TorchOps,
+    dtype: torch.dtype = torch.bfloat16,
+    device: torch.device | str = "cpu",
+    progress: Progress = silent,
+) -> TextEncoder:
+    """Loads T5Gemma's encoder; tensors of the decoder are never read, nor its shards needed.
+
+    ``path``: the Hugging Face folder (config.json, tokenizer.json, shards and their index), or one .safetensors file
+    with tokenizer.json beside it or inside it. ``dtype`` is that of the weights and of the computation. Raises
+    CheckpointError where files are missing, damaged, of another model or not of one another.
+    """
+    path = Path(path)
+    with open_source(path, prefix=_indexed_prefix(path)) as source:
+        encoder = source.sub(encoder_prefix(source.names, str(path)))
+        config = detect_text_encoder(encoder.shapes, read_config(path, source.metadata), str(path))
+        tokenizer = read_tokenizer(path, source)
+        if tokenizer.vocab_size > config.vocab_size:
+            raise CheckpointError(
+                f"{path}: the tokenizer knows {tokenizer.vocab_size} pieces, the encoder {config.vocab_size}. "
+                "Use the tokenizer.json that was published with the encoder."
+            )
+        model = T5GemmaEncoder(config, operations=operations, dtype=dtype, device="meta")
+        load_module(model, encoder, ignore=IGNORED, device=device, progress=progress)
+    return TextEncoder(model.eval(), tokenizer, dtype)
+
+
+def read_tokenizer(path: Path, source: TensorSource) -> GemmaTokenizer:
+    """The tokenizer inside a merged file, else the tokenizer.json in the folder or beside the file."""
+    if EMBEDDED_TOKENIZER in source:
+        return GemmaTokenizer.from_bytes(source.read(EMBEDDED_TOKENIZER).numpy().tobytes(), f"{path}: tokenizer_json")
+    return GemmaTokenizer.from_file(_folder(path) / "tokenizer.json")
+
+
+def read_config(path: Path, metadata: dict[str, str]) -> dict[str, Any] | None:
+    """The model's config: in a merged file's metadata, or config.json in the folder. None where neither is T5Gemma's."""
+    file = _folder(path) / "config.json"
+    if "config" in metadata:
+        text, where = metadata["config"], f"{path}: metadata"
+    elif file.is_file():
+        text, where = file.read_text(encoding="utf-8", errors="replace"), str(file)
+    else:
+        return None
+    try:
+        tree = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: not JSON ({error}). Download it again or remove it.") from error
+    is_ours = isinstance(tree, dict) and str(tree.get("model_type", "t5gemma")).startswith(("t5gemma", "t5_gemma"))
+    return tree if is_ours else None
+
+
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
+
+
+def _indexed_prefix(path: Path) -> str:
+    """The encoder's prefix according to an index, so that shards of the decoder alone may be absent; else nothing.
+
+    A damaged index gives nothing too: opening it for real says what is wrong with it.
+    """
+    indexes = sorted(path.glob(_INDEX_PATTERN)) if path.is_dir() else [path] * path.name.endswith(_INDEX_PATTERN[1:])
+    if len(indexes) != 1:
+        return ""
+    try:
+        names = json.loads(indexes[0].read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    starts = tuple(prefix for prefix in PREFIXES if prefix)
+    return next((start for start in starts if any(str(name).startswith(start) for name in names)), "")

@@ -1,0 +1,98 @@
+"""From a prompt to the token ids that the text encoder was trained on: Gemma's own tokenizer, without BOS and EOS."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from ..errors import CheckpointError, InputError
+
+logger = logging.getLogger(__name__)
+
+MAX_TOKENS = 640
+"""The longest text that the video model was trained with."""
+
+SPACE = "▁"
+SPECIAL_TOKENS = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3}
+
+
+class GemmaTokenizer:
+    """Byte-pair encoding with byte fallback, as the model's tokenizer.json describes it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "GemmaTokenizer":
+        """Raises CheckpointError where ``path`` can't be read or is not Gemma's tokenizer.json."""
+        path = Path(path)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise CheckpointError(
+                f"{path}: can't be read ({error.strerror}). Download tokenizer.json of google/t5gemma-9b-9b-ul2 "
+                "and put it beside the text encoder's weights."
+            ) from error
+        return cls.from_bytes(data, str(path))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str = "tokenizer.json") -> "GemmaTokenizer":
+        """``data`` is the content of a tokenizer.json; ``where`` names it in errors."""
+        if data.startswith(b"version https://git-lfs"):
+            raise CheckpointError(
+                f"{where}: found a Git LFS pointer, expected a tokenizer. Fetch the file itself: git lfs pull."
+            )
+        try:
+            text = data.decode("utf-8")
+            tree = json.loads(text)
+        except ValueError as error:
+            raise CheckpointError(f"{where}: not JSON ({error}). Download the tokenizer.json again.") from error
+        _check_is_gemma(tree, where)
+        return cls(Tokenizer.from_str(text))
+
+    @property
+    def vocab_size(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of the whole prompt."""
+        return self._tokenizer.encode(prompt, add_special_tokens=False).ids
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """Token ids of a prompt as the video model takes it: InputError if it is empty, cut at 640 tokens with a warning."""
+        if not prompt.strip():
+            raise InputError("prompt: found no text, expected a description of the scene.")
+        ids = self.encode(prompt)
+        if len(ids) > MAX_TOKENS:
+            logger.warning(
+                "prompt: found %d tokens, the model reads at most %d; the last %d are cut. Shorten the prompt.",
+                len(ids),
+                MAX_TOKENS,
+                len(ids) - MAX_TOKENS,
+            )
+        return ids[:MAX_TOKENS]
+
+
+def _check_is_gemma(tree: Any, where: str) -> None:
+    """Another tokenizer would give ids that mean other words, and a fluent video of something else."""
+    model = tree.get("model") if isinstance(tree, dict) else None
+    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
+        raise _foreign(where, "no vocabulary under model.vocab")
+    if model.get("type") != "BPE" or model.get("byte_fallback") is not True:
+        raise _foreign(where, f"a {model.get('type')} model with byte_fallback = {model.get('byte_fallback')}")
+    for piece, expected in SPECIAL_TOKENS.items():
+        if model["vocab"].get(piece) != expected:
+            raise _foreign(where, f"{piece} with id {model['vocab'].get(piece)} instead of {expected}")
+    if SPACE not in model["vocab"]:
+        raise _foreign(where, f"no piece {SPACE!r} for a space")
+
+
+def _foreign(where: str, found: str) -> CheckpointError:
+    return CheckpointError(
+        f"{where}: found {found}, expected Gemma's tokenizer (byte pairs with byte fallback). "
+        "Use tokenizer.json of google/t5gemma-9b-9b-ul2."
+    )
