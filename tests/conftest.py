@@ -1,5 +1,7 @@
 """Set-up for all tests. Those under tests/nodes need ComfyUI's own Python and are run from test_in_comfyui.py."""
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -9,6 +11,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Appended, never put first: the pack's folder `nodes` would hide ComfyUI's module of that name.
 sys.path.append(str(ROOT))
+sys.path.append(str(ROOT / "tests"))
+
+from comfy_host import INSIDE, ComfyServer, ComfyUINotFoundError, find_comfyui  # noqa: E402
+
+if not os.environ.get(INSIDE):
+    collect_ignore = ["nodes"]
 
 
 class PlainPackRoot:
@@ -22,3 +30,60 @@ class PlainPackRoot:
 
 def pytest_configure(config):
     config.pluginmanager.register(PlainPackRoot, "plain-pack-root")
+    # A run that is told to end has to end the servers that it started, as one that is interrupted does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_report_header():
+    try:
+        host = find_comfyui()
+    except ComfyUINotFoundError as error:
+        return f"ComfyUI: tests against it are skipped: {error}"
+    return f"ComfyUI: {host.path}, run by {host.python}"
+
+
+class NoComfyUI(pytest.skip.Exception):
+    """Skips a test for want of a ComfyUI."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Gives all tests that were skipped for want of a ComfyUI the same place, so that one line reports them."""
+    report = yield
+    if call.excinfo is not None and isinstance(call.excinfo.value, NoComfyUI):
+        report.longrepr = (__file__, None, report.longrepr[2])
+    return report
+
+
+@pytest.fixture(scope="session")
+def comfyui():
+    """Where ComfyUI is and its Python; a test that asks for it is skipped where there is none."""
+    try:
+        return find_comfyui()
+    except ComfyUINotFoundError as error:
+        raise NoComfyUI(str(error)) from None
+
+
+@pytest.fixture(scope="session")
+def comfy_server(comfyui, tmp_path_factory):
+    """One ComfyUI server for all tests, with the tiny models of random weights in its model folders."""
+    from tools.make_tiny_checkpoints import write_stack
+
+    base = tmp_path_factory.mktemp("comfyui")
+    write_stack(base / "models", "comfyui", 0)
+    with ComfyServer(comfyui, base) as server:
+        yield server
+
+
+SUMMARIES = pytest.StashKey[list]()
+
+
+@pytest.fixture
+def inside_summary(pytestconfig):
+    """Closing lines of the pytest runs inside ComfyUI; they are shown at the end of this run."""
+    return pytestconfig.stash.setdefault(SUMMARIES, [])
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for line in config.stash.get(SUMMARIES, []):
+        terminalreporter.write_line(f"tests/nodes, inside ComfyUI: {line}")
