@@ -98,9 +98,9 @@ def generate(
         prompts = _encode_prompts(request, files, machine, report)
         image_latent = _encode_image(request.image, shape, files, machine, report)
         video, audio = _sample(request, shape, file, prompts, image_latent, sound_latent, machine, report)
-        writer.add_sound(_decode_sound(request.sound, audio, files, machine, report))
+        writer.add_sound(_decode_sound(request.sound, audio, files, machine, report).numpy())
         for frames in _decode_video(video, files, machine, report):
-            writer.add_frames(frames)
+            writer.add_frames(frames.numpy())
     return shape
 
 
