@@ -1,0 +1,97 @@
+"""The audio autoencoder from its file: Stable Audio Open's whole checkpoint, or the autoencoder alone."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.load import load_module
+from ..checkpoint.source import TensorEntry, TensorSource, open_source
+from ..errors import CheckpointError
+from ..geometry import AUDIO_CHANNELS, SAMPLES_PER_AUDIO_LATENT
+from ..ops import TorchOps
+from ..progress import Progress, silent
+from .config import detect_oobleck
+from .model import Oobleck
+
+PREFIX = "pretransform.model."
+"""Where the autoencoder stands in Stable Audio Open; the diffusion model and its conditioners are never read."""
+
+WEIGHT_NORM_NAMES = (
+    ("weight_g", "weight_v"),
+    ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+)
+"""Magnitude and direction: as released, and as newer PyTorch names them when another program saves the model again."""
+
+
+def load_oobleck(
+    path: str | Path,
+    *,
+    operations: Any = TorchOps,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    progress: Progress = silent,
+) -> Oobleck:
+    """Opens ``stable-audio-open-1.0`` (folder or file) or a file of the autoencoder alone.
+
+    Raises CheckpointError for a file that is damaged, incomplete or of another model, also for an Oobleck of another
+    model: the transformer's sound is stereo, with 64 channels and 2048 samples per latent.
+    """
+    with open_source(path) as source:
+        vae = read_oobleck(source, operations=operations, dtype=dtype, device=device, progress=progress)
+    found = (vae.config.audio_channels, vae.config.latent_channels, vae.config.samples_per_latent)
+    expected = (2, AUDIO_CHANNELS, SAMPLES_PER_AUDIO_LATENT)
+    if found != expected:
+        raise CheckpointError(
+            f"{path}: the autoencoder of another model; found {found[0]} channels of sound, {found[1]} of latents and "
+            f"{found[2]} samples per latent, expected {expected[0]}, {expected[1]} and {expected[2]}. "
+            "Choose stable-audio-open-1.0."
+        )
+    return vae
+
+
+def read_oobleck(
+    source: TensorSource,
+    *,
+    operations: Any = TorchOps,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    progress: Progress = silent,
+) -> Oobleck:
+    """Builds the autoencoder of whatever size ``source`` holds and fills it. Raises CheckpointError."""
+    source = fold_weight_norm(source.sub(PREFIX) if any(name.startswith(PREFIX) for name in source.names) else source)
+    config = detect_oobleck(source.shapes, str(source.path))
+    vae = Oobleck(config, operations=operations, dtype=dtype, device="meta")
+    load_module(vae, source, device=device, progress=progress)
+    return vae
+
+
+def fold_weight_norm(source: TensorSource) -> TensorSource:
+    """A view in which each pair of magnitude g and direction v is one float32 ``weight``: g * v / |v|.
+
+    The norm runs over everything but the first dimension, in float32 whatever the file holds.
+    """
+    entries = dict(source.entries)
+    for magnitude_name, direction_name in WEIGHT_NORM_NAMES:
+        for name in source.names:
+            stem = name.removesuffix(direction_name)
+            if stem != name and stem + magnitude_name in entries:
+                magnitude, direction = entries.pop(stem + magnitude_name), entries.pop(name)
+                entries[stem + "weight"] = _folded(stem, magnitude, direction)
+    return source.with_entries(entries)
+
+
+def _folded(stem: str, magnitude: TensorEntry, direction: TensorEntry) -> TensorEntry:
+    expected = (direction.shape[0], 1, 1)
+    if magnitude.shape != expected:
+        raise CheckpointError(
+            f"{magnitude.file}: the weight norm of {stem.rstrip('.')!r} has a magnitude of shape "
+            f"{list(magnitude.shape)}, expected {list(expected)}. The file is damaged; download it again."
+        )
+
+    def read() -> Tensor:
+        v = direction.read().float()
+        return v * (magnitude.read().float() / torch.linalg.vector_norm(v, dim=(1, 2), keepdim=True))
+
+    return TensorEntry(direction.file, direction.shape, torch.float32, read)
