@@ -51,7 +51,7 @@ def pytest_runtest_makereport(item, call):
     """Gives all tests that were skipped for want of a ComfyUI the same place, so that one line reports them."""
     report = yield
     if call.excinfo is not None and isinstance(call.excinfo.value, NoComfyUI):
-        report.longrepr = (__file__, None, report.longrepr[2])
+        report.longrepr = (__file__, None, f"Skipped: {call.excinfo.value}")
     return report
 
 

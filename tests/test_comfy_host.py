@@ -4,6 +4,7 @@ import sys
 import urllib.error
 
 import pytest
+
 from comfy_host import (
     ROOT,
     ComfyServer,
