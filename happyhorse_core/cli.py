@@ -67,7 +67,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         "--seconds",
         type=float,
         metavar="S",
-        help=f"length, more than 0 and at most {MAX_SECONDS}; default 5; with --audio, at most so much of the sound",
+        help=f"length, 0.16 to {MAX_SECONDS}; default 5; with --audio, at most so much of the sound",
     )
     add(
         "--size",
@@ -185,7 +185,7 @@ def run_generate(args: argparse.Namespace) -> int:
     finally:
         bars.close()
     print(
-        f"{args.output}: {shape.width}x{shape.height}, {shape.frames} frames, {shape.seconds:.2f} s, "
+        f"{args.output}: {shape.width}x{shape.height}, {shape.pictures} frames, {shape.seconds:.2f} s, "
         f"seed {request.seed}, {request.role.name} model"
     )
     return 0

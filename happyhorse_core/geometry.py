@@ -18,25 +18,30 @@ MODEL_SAMPLE_RATE = FRAME_RATE * SAMPLES_PER_AUDIO_LATENT
 OUTPUT_SAMPLE_RATE = 44_100
 MAX_PIXELS_PER_SIDE = 4096
 MAX_SECONDS = 30
+MIN_FRAMES = TEMPORAL_STRIDE + 1
 
 
 def frames_from_seconds(seconds: float) -> int:
-    """Frames of a clip of so many seconds: 25 a second and one, on the grid 4n + 1 that the latents can hold.
+    """Frames that the model is asked for: 25 a second and one.
 
-    Raises InputError outside (0, 30] seconds.
+    The pictures that come out are ``frames_of_latent(latent_frames(frames))``, up to three fewer: 126 frames give 125
+    pictures and 126 audio latents, as in the released pipeline. Raises InputError outside 0.16 to 30 seconds.
     """
-    if not 0 < seconds <= MAX_SECONDS:
-        raise InputError(f"seconds: found {seconds:g}, expected more than 0 and at most {MAX_SECONDS}.")
-    return snap_frames(round(seconds * FRAME_RATE) + 1)
+    least = (MIN_FRAMES - 1) / FRAME_RATE
+    if not least <= seconds <= MAX_SECONDS:
+        raise InputError(f"seconds: found {seconds:g}, expected {least:g} to {MAX_SECONDS}.")
+    return check_frames(round(seconds * FRAME_RATE) + 1)
 
 
-def snap_frames(frames: int) -> int:
-    """The largest 4n + 1 that is not above ``frames``, at least 5: a clip has a first frame and something after it."""
-    if frames < 2:
-        raise InputError(f"frames: found {frames}, expected at least 2; a clip of one picture has no sound.")
-    if frames > MAX_SECONDS * FRAME_RATE + 1:
-        raise InputError(f"frames: found {frames}, expected at most {MAX_SECONDS * FRAME_RATE + 1} (30 s at 25 fps).")
-    return max(5, (frames - 1) // TEMPORAL_STRIDE * TEMPORAL_STRIDE + 1)
+def check_frames(frames: int) -> int:
+    """``frames`` as they are. Raises InputError below 5, where a clip is a single picture, or above 30 seconds."""
+    longest = MAX_SECONDS * FRAME_RATE + 1
+    if not MIN_FRAMES <= frames <= longest:
+        raise InputError(
+            f"frames: found {frames}, expected {MIN_FRAMES} to {longest}: a first picture and at least one group of "
+            f"{TEMPORAL_STRIDE} after it, at most {MAX_SECONDS} s."
+        )
+    return frames
 
 
 def latent_frames(frames: int) -> int:
@@ -62,15 +67,23 @@ def snap_size(width: int, height: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class ClipShape:
-    """The size of a clip, in every unit that a stage asks for. ``width`` and ``height`` are multiples of 32."""
+    """The size of a clip, in every unit that a stage asks for.
+
+    ``width`` and ``height`` are multiples of 32. ``frames`` is what the model is asked for; ``pictures`` come out.
+    """
 
     width: int
     height: int
     frames: int
 
     @property
+    def pictures(self) -> int:
+        return frames_of_latent(latent_frames(self.frames))
+
+    @property
     def seconds(self) -> float:
-        return self.frames / FRAME_RATE
+        """How long the finished clip lasts."""
+        return self.pictures / FRAME_RATE
 
     @property
     def video_latent(self) -> tuple[int, int, int, int]:

@@ -16,7 +16,7 @@ from .audio_vae.resample import resample_fft
 from .checkpoint.roles import BASE, DISTILLED, Role
 from .dit.load import TransformerFile, inspect_transformer, load_transformer
 from .errors import CheckpointError, InputError
-from .geometry import FRAME_RATE, OUTPUT_SAMPLE_RATE, ClipShape, frames_of_latent, latent_frames
+from .geometry import FRAME_RATE, MIN_FRAMES, OUTPUT_SAMPLE_RATE, ClipShape
 from .media.image import fit_image
 from .media.video_file import Mp4Writer
 from .memory import activation_bytes, available_bytes, require, weight_bytes
@@ -32,9 +32,6 @@ logger = logging.getLogger(__name__)
 
 Report = Callable[[str, str], Progress]
 """``report(stage, unit)`` opens the progress of a stage, counted in ``unit``."""
-
-MIN_SOUND_LATENTS = 5
-"""Latents of a driving sound that fill more than the first picture."""
 
 
 def no_report(stage: str, unit: str) -> Progress:
@@ -119,14 +116,14 @@ def _inspect(path: Path, wanted: Role) -> TransformerFile:
 def _shape_of(shape: ClipShape, sound_latent: Tensor | None) -> ClipShape:
     if sound_latent is None:
         return shape
-    return ClipShape(shape.width, shape.height, frames_of_latent(latent_frames(sound_latent.shape[2])))
+    return ClipShape(shape.width, shape.height, sound_latent.shape[2])
 
 
 def _check_memory(file: TransformerFile, shape: ClipShape, machine: Machine) -> None:
     _, t, h, w = shape.video_latent
     tokens = t * h * w // 4 + shape.frames
     needed = weight_bytes(file.source.shapes, machine.dtype) + activation_bytes(tokens, file.config.hidden_size)
-    what = f"{shape.frames} frames of {shape.width} x {shape.height} with {file.source.path}"
+    what = f"{shape.pictures} frames of {shape.width} x {shape.height} with {file.source.path}"
     require(needed, available_bytes(machine.device), what)
 
 
@@ -137,7 +134,7 @@ def _settings(request: Request, shape: ClipShape, files: ModelFiles) -> dict[str
         "steps": request.steps,
         "width": shape.width,
         "height": shape.height,
-        "frames": shape.frames,
+        "frames": shape.pictures,
         "model": request.role.name,
         "checkpoint": files.transformer.name,
         "from_image": request.image is not None,
@@ -154,10 +151,10 @@ def _encode_sound(sound: Tensor | None, files: ModelFiles, machine: Machine, rep
         return None
     vae = load_oobleck(files.audio_vae, device=machine.device, progress=report("Load audio autoencoder", "B"))
     latent = encode_soundtrack(vae, sound.to(machine.device), progress=report("Encode sound", "window"))
-    if latent.shape[2] < MIN_SOUND_LATENTS:
+    if latent.shape[2] < MIN_FRAMES:
         raise InputError(
-            f"audio: found {latent.shape[2]} latents ({latent.shape[2] / FRAME_RATE:.2f} s), "
-            f"expected at least {MIN_SOUND_LATENTS} ({MIN_SOUND_LATENTS / FRAME_RATE:.2f} s)."
+            f"audio: found {latent.shape[2]} frames of sound ({latent.shape[2] / FRAME_RATE:.2f} s), "
+            f"expected at least {MIN_FRAMES} ({MIN_FRAMES / FRAME_RATE:.2f} s)."
         )
     return latent
 

@@ -6,39 +6,41 @@ import torch
 from happyhorse_core.errors import HappyHorseError, InputError
 from happyhorse_core.geometry import (
     ClipShape,
+    check_frames,
     frames_from_seconds,
-    frames_of_latent,
     latent_frames,
     size_for_picture,
-    snap_frames,
     snap_size,
 )
 from happyhorse_core.memory import available_bytes, require, weight_bytes
 
 
-def test_frames_and_latents_agree() -> None:
-    for frames in range(2, 752):
-        snapped = snap_frames(frames)
-        assert snapped % 4 == 1
-        assert frames_of_latent(latent_frames(snapped)) == snapped
-        assert 0 <= frames - snapped < 4 or snapped == 5
+def test_pictures_are_what_the_latents_decode_to() -> None:
+    for frames in range(5, 752):
+        pictures = ClipShape(32, 32, check_frames(frames)).pictures
+        assert pictures % 4 == 1
+        assert 0 <= frames - pictures < 4
+        assert latent_frames(pictures) == latent_frames(frames)
 
 
-@pytest.mark.parametrize(("seconds", "frames"), [(5, 125), (1, 25), (0.04, 5), (30, 749), (2.5, 61)])
-def test_seconds(seconds: float, frames: int) -> None:
-    assert frames_from_seconds(seconds) == frames
+@pytest.mark.parametrize(
+    ("seconds", "frames", "pictures"), [(5, 126, 125), (4, 101, 101), (0.16, 5, 5), (30, 751, 749)]
+)
+def test_seconds(seconds: float, frames: int, pictures: int) -> None:
+    shape = ClipShape(32, 32, frames_from_seconds(seconds))
+    assert (shape.frames, shape.pictures) == (frames, pictures)
 
 
-@pytest.mark.parametrize("seconds", [0, -1, 30.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("seconds", [0, 0.1, -1, 30.1, float("nan"), float("inf")])
 def test_impossible_seconds(seconds: float) -> None:
     with pytest.raises(InputError, match="seconds"):
         frames_from_seconds(seconds)
 
 
-@pytest.mark.parametrize("frames", [-5, 0, 1, 752])
+@pytest.mark.parametrize("frames", [-5, 0, 1, 4, 752])
 def test_impossible_frames(frames: int) -> None:
     with pytest.raises(InputError, match="frames"):
-        snap_frames(frames)
+        check_frames(frames)
 
 
 def test_sizes_snap_down_to_32() -> None:
@@ -58,9 +60,9 @@ def test_a_picture_chooses_a_size_of_its_shape(picture: tuple[int, int]) -> None
 
 
 def test_the_shape_of_a_clip() -> None:
-    shape = ClipShape(448, 256, 125)
+    shape = ClipShape(448, 256, 126)
     assert shape.video_latent == (48, 32, 16, 28)
-    assert shape.audio_latent == (64, 125)
+    assert shape.audio_latent == (64, 126)
     assert shape.seconds == 5
 
 
