@@ -31,7 +31,7 @@ def load_turbo_decoder(
     """
     with open_source(path) as file:
         source = file.renamed("decoder.{}".format) if "conv_in.conv.weight" in file else file
-        config = detect_turbo_vaed(source.shapes, str(path))
+        config = detect_turbo_vaed(source.shapes, str(path), source.metadata)
         decoder = TurboDecoder(config, operations=operations, dtype=dtype, device="meta")
         load_module(decoder, source, device=device, progress=progress)
     return decoder

@@ -8,6 +8,7 @@ Layers compute in the dtype of the latent that is handed in. In time the convolu
 window repeated, in space zeros. The first latent frame of a clip stands for one picture, each later one for four.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -47,7 +48,7 @@ class TurboVAEDConfig:
     """Sizes of a TurboVAED decoder.
 
     ``first_window`` and ``window`` are the latent frames decoded at a time, at the start of a clip and after it. The
-    tensors don't tell them; the released decoder was trained with 7 and 7, as its name says.
+    tensors don't tell them: the released decoder was trained with 7 and 7, as its name says.
     """
 
     latent_channels: int
@@ -59,9 +60,12 @@ class TurboVAEDConfig:
     window: int = 7
 
 
-def detect_turbo_vaed(shapes: Mapping[str, tuple[int, ...]], where: str) -> TurboVAEDConfig:
+def detect_turbo_vaed(
+    shapes: Mapping[str, tuple[int, ...]], where: str, metadata: Mapping[str, str] | None = None
+) -> TurboVAEDConfig:
     """Reads every size from the tensors' names and shapes; ``where`` is the file, for errors.
 
+    The windows are the released ones, unless ``metadata`` has the decoder's published settings (JSON) as ``config``.
     Raises CheckpointError for another model's tensors and for variants of TurboVAED that are not built here.
     """
     for part in ("depthwise_conv", "upsampler2d_1"):
@@ -80,9 +84,29 @@ def detect_turbo_vaed(shapes: Mapping[str, tuple[int, ...]], where: str) -> Turb
         mid_layers=count_blocks(shapes, "decoder.mid_block.resnets.{}.conv1.conv.weight"),
         stages=tuple(_detect_stage(shapes, f"decoder.up_blocks.{i}.", where) for i in range(stage_count)),
         patch_size=round((dimension(shapes, "decoder.conv_out.conv.weight", 0, where, EXPECTED) / 3) ** 0.5),
+        **_windows(metadata or {}, where),
     )
     _check_strides(config, where)
     return config
+
+
+def _windows(metadata: Mapping[str, str], where: str) -> dict[str, int]:
+    if "config" not in metadata:
+        return {}
+    try:
+        settings = json.loads(metadata["config"])
+        windows = {"first_window": settings["first_chunk_size"], "window": settings["step_size"]}
+    except (ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(
+            f"{where}: found metadata 'config' without the decoder's settings ({error}); expected JSON with "
+            "'first_chunk_size' and 'step_size'."
+        ) from error
+    for name, latents in windows.items():
+        if not isinstance(latents, int) or latents < 1:
+            raise CheckpointError(
+                f"{where}: metadata 'config': found a {name} of {latents!r} latents; expected 1 or more."
+            )
+    return windows
 
 
 def _detect_stage(shapes: Mapping[str, tuple[int, ...]], prefix: str, where: str) -> UpStage:
@@ -190,9 +214,11 @@ class WindowDecoder(nn.Module):
     def forward(self, latent: Tensor, *, starts_clip: bool) -> Tensor:
         """[B, 48, n, H, W] -> [B, 3, F, 16H, 16W]; F is 4n, or 4(n-1) + 1 where the run starts a clip."""
         x = self.conv_in(repeat_edges(latent))
-        x = self.mid_block(x)
-        for block in self.up_blocks:
-            x = block(x, starts_clip=starts_clip)
+        # Blocks list their layers instead of running them: a block's caller would keep its input alive to the end of
+        # it, at 1080p two more gigabytes.
+        for block in (self.mid_block, *self.up_blocks):
+            for layer in block.layers():
+                x = layer(x, starts_clip=starts_clip) if isinstance(layer, Upsampler) else layer(x)
         x = self.conv_out(normed_with_edges(x, F.silu))
         return unpack_pixels(x, self.patch_size)
 
@@ -247,16 +273,16 @@ class ResidualBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
+    """Residual blocks at one size."""
+
     def __init__(self, channels: int, layers: int, *, operations: Any, dtype: Any, device: Any) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(
             ResidualBlock(channels, channels, operations=operations, dtype=dtype, device=device) for _ in range(layers)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.resnets:
-            x = block(x)
-        return x
+    def layers(self) -> Iterator[nn.Module]:
+        yield from self.resnets
 
 
 class UpBlock(nn.Module):
@@ -277,14 +303,11 @@ class UpBlock(nn.Module):
             ResidualBlock(stage.channels, stage.channels, activation, **kwargs) for _ in range(stage.layers)
         )
 
-    def forward(self, x: Tensor, *, starts_clip: bool) -> Tensor:
+    def layers(self) -> Iterator[nn.Module]:
         if self.conv_in is not None:
-            x = self.conv_in(x)
-        for upsampler in self.upsamplers:
-            x = upsampler(x, starts_clip=starts_clip)
-        for block in self.resnets:
-            x = block(x)
-        return x
+            yield self.conv_in
+        yield from self.upsamplers
+        yield from self.resnets
 
 
 class Upsampler(nn.Module):

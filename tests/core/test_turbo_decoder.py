@@ -1,12 +1,10 @@
 """TurboVAED: the released numbers, windows over clips of every length, files that load and files that are refused."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from happyhorse_core.errors import CheckpointError
@@ -122,12 +120,11 @@ class TestWindows:
             assert chunks[0].shape[2] == min(25, video.shape[2])
 
     @pytest.mark.parametrize(("first", "step"), [(3, 5), (1, 1)])
-    def test_windows_of_other_lengths(self, weights, first, step):
-        config = replace(detect_turbo_vaed(shapes_of(weights), "test"), first_window=first, window=step)
-        decoder = TurboDecoder(config, operations=TorchOps)
-        decoder.load_state_dict(weights)
-        with torch.inference_mode():
-            chunks = list(decoder.decode_windows(noise(1, 48, 7, 1, 1)))
+    def test_windows_of_other_lengths(self, weights, tmp_path, first, step):
+        path = tmp_path / "turbo.safetensors"
+        save_file(weights, path, {"config": json.dumps({"first_chunk_size": first, "step_size": step})})
+        decoder = load_turbo_decoder(path, dtype=torch.float32)
+        chunks = list(decoder.decode_windows(noise(1, 48, 7, 1, 1)))
         assert chunks[0].shape[2] == 4 * (first - 1) + 1
         assert sum(chunk.shape[2] for chunk in chunks) == 25
 
@@ -186,11 +183,18 @@ class TestDetection:
         decoder = TurboDecoder(config, operations=TorchOps, device="meta")
         assert shapes_of(decoder.state_dict()) == expected
 
-    def test_the_windows_are_those_that_the_golden_files_name(self, weights):
-        with safe_open(GOLDEN / "turbo_vaed.weights.safetensors", "pt") as file:
-            settings = json.loads(file.metadata()["config"])
-        config = detect_turbo_vaed(shapes_of(weights), "test")
-        assert (config.first_window, config.window) == (settings["first_chunk_size"], settings["step_size"])
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            ("no json", "expected JSON"),
+            ('{"step_size": 7}', "first_chunk_size"),
+            ('{"first_chunk_size": 7, "step_size": 0}', "a window of 0 latents"),
+        ],
+    )
+    def test_settings_in_metadata_that_make_no_windows(self, weights, settings, words):
+        with pytest.raises(CheckpointError, match=r"^x\.safetensors: ") as error:
+            detect_turbo_vaed(shapes_of(weights), "x.safetensors", {"config": settings})
+        assert words in str(error.value)
 
     @pytest.mark.parametrize(
         ("names", "words"),
