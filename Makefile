@@ -27,7 +27,7 @@ setup:
 	@"$(PYTHON)" tools/setup_venv.py "$(VENV)"
 
 demo: setup
-	@"$(VENV_PYTHON)" tools/demo.py
+	@"$(VENV_PYTHON)" -m tools.demo
 
 test: setup
 	"$(VENV_PYTHON)" -m pytest $(or $(ARGS),tests)
