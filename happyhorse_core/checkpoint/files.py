@@ -1,6 +1,5 @@
 """What a path holds before it is trusted to be weights: existence, readability and the usual wrong things."""
 
-import os
 import stat
 from pathlib import Path
 
@@ -30,7 +29,7 @@ def unreadable(path: Path, error: OSError) -> CheckpointError:
     """The error to raise for a file or folder that the system refuses to open or read."""
     if isinstance(error, FileNotFoundError):
         if path.is_symlink():
-            return CheckpointError(f"{path}: found a link to {os.readlink(path)}, which does not exist.")
+            return CheckpointError(f"{path}: found a link to {path.readlink()}, which does not exist.")
         return CheckpointError(f"{path}: no such file or folder.{_neighbours(path)}")
     return CheckpointError(f"{path}: can't be read: {error.strerror or error}. Check its permissions and the disk.")
 
@@ -42,6 +41,17 @@ def _neighbours(path: Path) -> str:
     except OSError:
         return f" Its folder {path.parent} is not there either, or can't be read."
     return f" In {path.parent} there is: {some(names)}." if names else f" {path.parent} is empty."
+
+
+def exists(path: Path) -> bool:
+    """Whether anything stands at ``path``; raises CheckpointError where that may not be asked."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return True
 
 
 def is_folder(path: Path) -> bool:

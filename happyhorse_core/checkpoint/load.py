@@ -24,12 +24,14 @@ def load_module(
 ) -> None:
     """Reads the module's parameters and persistent buffers, one tensor at a time, and puts them in place.
 
-    Each is cast to the dtype that the module was built with, or to ``dtype_of(name, tensor)``; scaled float8
-    weights are multiplied out first (see ``quantised``). A tensor that is already in its dtype on the CPU stays a view of the mapped
-    file, so its pages are read when they are first used. Parameters don't ask for gradients. ``progress`` counts bytes of the files.
+    Each is cast to the dtype that the module was built with, or to ``dtype_of(name, tensor)``; scaled float8 weights
+    are multiplied out first (see ``quantised``). A tensor that needs no cast and stays on the CPU remains a view of
+    the mapped file, so its pages are read when they are first used. Parameters don't ask for gradients. ``progress``
+    counts the bytes of the files.
 
-    Names and shapes are compared before anything is read: raises CheckpointError for a tensor that is missing, left over
-    (unless its name matches a glob pattern in ``ignore``), of another shape, or stored as integers.
+    Names, shapes and kinds are compared before anything is read. Raises CheckpointError for a tensor that is missing,
+    left over (unless its name matches a glob pattern in ``ignore``), of another shape, or stored as integers where
+    floating point is expected.
     """
     source = dequantised(source)
     targets = module.state_dict(keep_vars=True)
@@ -76,7 +78,7 @@ def _check_tensors(source: TensorSource, targets: dict[str, Tensor]) -> None:
         if entry.shape != tuple(target.shape):
             wrong.append(f"{name} in {entry.file.name} has shape {list(entry.shape)}, expected {list(target.shape)}")
         elif entry.dtype.is_floating_point != target.dtype.is_floating_point:
-            wrong.append(f"{name} in {entry.file.name} is stored as {entry.dtype}, expected a kind of {target.dtype}")
+            wrong.append(f"{name} in {entry.file.name} is stored as {entry.dtype}, expected {target.dtype}")
     if wrong:
         more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise CheckpointError(

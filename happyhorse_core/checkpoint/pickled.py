@@ -1,8 +1,10 @@
 """PyTorch's own pickled files (.ckpt, .pth, .pt), read without running anything that they contain."""
 
 import pickle
+import pickletools
 import re
 import struct
+import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .files import read_start, some
+from .files import read_start
 from .tensors import TensorEntry
 
 _WRAPPERS = ("ema_state_dict", "state_dict", "model")
@@ -20,6 +22,9 @@ _WRAPPERS = ("ema_state_dict", "state_dict", "model")
 _MAX_NESTING = 4
 _MODULE_PREFIX = "module."
 """Left on names by distributed training."""
+_IMPORTS = {"GLOBAL", "STACK_GLOBAL", "INST"}
+"""The steps of a pickle that fetch something to call."""
+_EXPECTED = "Expected a file of tensors only: get the weights as safetensors, or from a source that you trust."
 _DAMAGED = (
     RuntimeError,
     OSError,
@@ -56,29 +61,49 @@ def read_pickled(path: Path) -> dict[str, TensorEntry]:
 
 
 def _load_safely(path: Path) -> Any:
-    read_start(path, 64)
+    if read_start(path, 64)[8:10] == b'{"':
+        raise CheckpointError(f"{path}: found a safetensors file named as a pickled one. Name it .safetensors.")
     try:
+        is_archive = zipfile.is_zipfile(path)
+        if _is_program(path, is_archive):
+            raise CheckpointError(f"{path}: found a compiled program (TorchScript) or a tar. {_EXPECTED}")
         # Files written before PyTorch 1.6 are no archives and can't be mapped.
-        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=is_archive)
     except pickle.UnpicklingError as error:
         raise _refused(path, str(error)) from error
     except _DAMAGED as error:
+        if isinstance(error, CheckpointError):
+            raise
         first_line = str(error).partition("\n")[0]
         raise CheckpointError(
             f"{path}: is no PyTorch weights file, or an incomplete one ({first_line}). Download it again."
         ) from error
 
 
+def _is_program(path: Path, is_archive: bool) -> bool:
+    """Whether this is one of the two kinds that PyTorch before 2.6 loaded without heeding ``weights_only``."""
+    if not is_archive:
+        return tarfile.is_tarfile(path)
+    with zipfile.ZipFile(path) as archive:
+        return any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist())
+
+
 def _refused(path: Path, message: str) -> CheckpointError:
     """The error for a pickle that is not plain tensors; PyTorch's message names what it would have called."""
     wanted = re.search(r"GLOBAL ([\w.]+)", message)
-    if wanted is None and "reduce" not in message and "class" not in message.lower():
+    if wanted is None and not _is_plain_pickle_with_imports(path):
         return CheckpointError(f"{path}: is no PyTorch weights file, or a damaged one. Download it again.")
     called = f" ({wanted[1]})" if wanted else ""
-    return CheckpointError(
-        f"{path}: the file wants to run code{called} when it is opened; it was not run. "
-        "Expected a file of tensors only: get the weights as safetensors, or from a source that you trust."
-    )
+    return CheckpointError(f"{path}: the file wants to run code{called} when it is opened; it was not run. {_EXPECTED}")
+
+
+def _is_plain_pickle_with_imports(path: Path) -> bool:
+    """Whether this is a pickle of newer kinds than PyTorch reads that would import something; it is only listed."""
+    try:
+        with path.open("rb") as file:
+            return not _IMPORTS.isdisjoint([step.name for step, _, _ in pickletools.genops(file)])
+    except (ValueError, OSError):
+        return False
 
 
 def _find_tensors(content: Any) -> dict[str, Tensor]:

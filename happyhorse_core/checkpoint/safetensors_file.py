@@ -6,6 +6,8 @@ each tensor's dtype, shape and the span of its bytes, counted from the header's 
 
 import json
 import mmap
+import platform
+import sys
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -42,6 +44,9 @@ _DTYPE_NAMES = {
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000
 """The limit that the format itself sets."""
+_IS_COMMON_LINUX = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
+_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000) if _IS_COMMON_LINUX else None
+"""Python names this flag of Linux only since 3.12 or so; its value is the same on these machines."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,12 @@ class SafetensorsFile:
         }
 
     def _read(self, span: _Span) -> Tensor:
+        if span.begin == span.end:
+            return torch.empty(span.shape, dtype=span.dtype)
         if self._bytes is None:
             self._bytes = _map_file(self.path)
-        raw = self._bytes[span.begin : span.end]
-        if span.begin % span.dtype.itemsize:  # the format doesn't promise alignment, a view of the bytes needs it
+        raw = _read_bytes(self.path, span) if self._bytes is None else self._bytes[span.begin : span.end]
+        if raw.storage_offset() % span.dtype.itemsize:  # a view needs alignment, which the format doesn't promise
             raw = raw.clone()
         return raw.view(span.dtype).view(span.shape)
 
@@ -85,14 +92,38 @@ class SafetensorsFile:
         self._bytes = None
 
 
-def _map_file(path: Path) -> Tensor:
-    """All bytes of the file as a uint8 tensor over a copy-on-write mapping: pages come from the disk when touched."""
+def _map_file(path: Path) -> Tensor | None:
+    """All bytes of the file as a uint8 tensor over a copy-on-write mapping; None where the system refuses to map.
+
+    A mapping that could be written to counts as memory that is asked for, so systems refuse one that is larger than
+    all of theirs; MAP_NORESERVE says that it won't be written to.
+    """
     try:
         with path.open("rb") as file:
-            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            if _MAP_NORESERVE is not None:
+                flags, access = mmap.MAP_PRIVATE | _MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+                mapping = mmap.mmap(file.fileno(), 0, flags, access)
+            else:
+                mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except FileNotFoundError as error:
+        raise unreadable(path, error) from error
+    except OSError:
+        return None
+    return torch.frombuffer(mapping, dtype=torch.uint8)
+
+
+def _read_bytes(path: Path, span: _Span) -> Tensor:
+    """One tensor's bytes, read into memory."""
+    content = bytearray(span.end - span.begin)
+    try:
+        with path.open("rb") as file:
+            file.seek(span.begin)
+            count = file.readinto(content)
     except OSError as error:
         raise unreadable(path, error) from error
-    return torch.frombuffer(mapping, dtype=torch.uint8)
+    if count < len(content):
+        raise _truncated(path, span.end, span.begin + count)
+    return torch.frombuffer(content, dtype=torch.uint8)
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -100,7 +131,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     start = read_start(path, 64)
     size = path.stat().st_size
     length = int.from_bytes(start[:_LENGTH_BYTES], "little")
-    if start.startswith(b"PK\x03\x04") or start.startswith(b"\x80"):
+    if start.startswith((b"PK\x03\x04", b"\x80")):
         raise CheckpointError(f"{path}: found a pickled PyTorch file named as safetensors. Name it .ckpt or .pth.")
     if (
         len(start) <= _LENGTH_BYTES
@@ -128,7 +159,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 def _truncated(path: Path, expected: int, found: int, least: str = "") -> CheckpointError:
     return CheckpointError(
-        f"{path}: the file is incomplete: its header asks for {least}{expected:,} bytes, found {found:,}. Download it again."
+        f"{path}: the file is incomplete: its header asks for {least}{expected:,} bytes, found {found:,}. "
+        "Download it again."
     )
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from ..errors import CheckpointError
-from .files import is_folder, read_start, some, unreadable
+from .files import exists, is_folder, read_start, some, unreadable
 from .pickled import read_pickled
 from .safetensors_file import SafetensorsFile
 from .tensors import TensorEntry, TensorSource
@@ -36,7 +36,8 @@ def open_source(path: str | Path, *, prefix: str = "") -> TensorSource:
         source = TensorSource(path, entries)
     else:
         raise CheckpointError(
-            f"{path}: found a file of an unknown kind; expected .safetensors, {', '.join(_PICKLE_SUFFIXES)} or a folder."
+            f"{path}: found a file of an unknown kind; expected .safetensors, "
+            f"{', '.join(_PICKLE_SUFFIXES)}, *{_INDEX_SUFFIX} or a folder."
         )
     if not prefix:
         return source
@@ -63,7 +64,8 @@ def _file_of_folder(folder: Path) -> Path:
         )
     if weights:
         raise CheckpointError(
-            f"{folder}: found {some(weights)} but no index *{_INDEX_SUFFIX}. Download it too, or give the path of one file."
+            f"{folder}: found {some(weights)} but no index *{_INDEX_SUFFIX}. "
+            "Download it too, or give the path of one file."
         )
     found = f"found {some(names)}" if names else "the folder is empty"
     raise CheckpointError(
@@ -77,7 +79,7 @@ def _open_index(index: Path, path: Path, prefix: str) -> TensorSource:
     for name, shard in weight_map.items():
         if name.startswith(prefix):
             wanted.setdefault(index.parent / shard, []).append(name)
-    missing = [shard.name for shard in wanted if not shard.exists()]
+    missing = [shard.name for shard in wanted if not exists(shard)]
     if missing:
         raise CheckpointError(
             f"{index}: {len(missing)} of the {len(wanted)} files that it names are missing: {some(missing)}. "

@@ -22,8 +22,12 @@ class TensorEntry:
     read: Callable[[], Tensor]
 
     @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
-        return prod(self.shape) * self.dtype.itemsize
+        return self.numel * self.dtype.itemsize
 
 
 class TensorSource(AbstractContextManager):
@@ -65,7 +69,10 @@ class TensorSource(AbstractContextManager):
         return len(self.entries)
 
     def read(self, name: str) -> Tensor:
-        """One tensor, on the CPU, in the dtype of the file. It may be a view of the mapped file: don't write to it.
+        """One tensor, on the CPU, in the dtype of the file.
+
+        It may be a view of the mapped file, whose pages are read when they are first used; writing to it changes
+        memory only, never the file.
 
         Raises CheckpointError where there is no such tensor or the file can't be read.
         """
@@ -103,7 +110,7 @@ class TensorSource(AbstractContextManager):
         return self.with_entries(entries)
 
     def close(self) -> None:
-        """Lets go of the files."""
+        """Lets go of the mapped files."""
         self._on_close()
 
     def __exit__(self, *exception: object) -> None:

@@ -1,0 +1,560 @@
+"""Checkpoints in each of their layouts, and every way in which a download goes wrong."""
+
+import json
+import os
+import pickle
+import platform
+import resource
+import struct
+import subprocess
+import sys
+import tarfile
+import textwrap
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from happyhorse_core.checkpoint.source import TensorSource, open_source
+from happyhorse_core.errors import CheckpointError
+
+ROOT = Path(__file__).resolve().parents[2]
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 5221\n"
+
+
+def some_tensors() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "front.weight": torch.randn(7, 3, generator=generator),
+        "front.bias": torch.randn(7, generator=generator).to(torch.bfloat16),
+        "back.weight": torch.randn(5, 7, generator=generator).to(torch.float16),
+        "steps": torch.tensor(12, dtype=torch.int64),
+        "nothing": torch.empty(0, 4),
+    }
+
+
+def write_sharded(folder: Path, **index_metadata: str) -> Path:
+    """Two shards and their index; returns the index."""
+    tensors = some_tensors()
+    parts = {"m-00001-of-00002.safetensors": ["front.weight", "front.bias"]}
+    parts["m-00002-of-00002.safetensors"] = [name for name in tensors if not name.startswith("front.")]
+    folder.mkdir(exist_ok=True)
+    for shard, names in parts.items():
+        save_file({name: tensors[name] for name in names}, folder / shard, metadata={"format": "pt"})
+    index = folder / "model.safetensors.index.json"
+    weight_map = {name: shard for shard, names in parts.items() for name in names}
+    index.write_text(json.dumps({"metadata": index_metadata, "weight_map": weight_map}))
+    return index
+
+
+def write_raw(path: Path, header: object, data: bytes = b"") -> Path:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+def assert_same(source: TensorSource, expected: dict[str, Tensor]) -> None:
+    assert set(source.names) == set(expected)
+    for name, tensor in expected.items():
+        found = source.read(name)
+        assert source.shapes[name] == tuple(tensor.shape) == tuple(found.shape)
+        assert source.dtypes[name] == tensor.dtype == found.dtype
+        assert torch.equal(found, tensor), name
+
+
+def assert_refused(path: Path, *parts: str) -> None:
+    """Opening fails with an error that names the file and says each of ``parts``."""
+    with pytest.raises(CheckpointError) as caught:
+        open_source(path)
+    for part in (str(path), *parts):
+        assert part in str(caught.value)
+
+
+# Layouts
+
+
+def test_single_file(tmp_path: Path) -> None:
+    save_file(some_tensors(), tmp_path / "one.safetensors", metadata={"role": "distill"})
+    with open_source(str(tmp_path / "one.safetensors")) as source:
+        assert_same(source, some_tensors())
+        assert source.metadata == {"role": "distill"}
+        assert source.path == tmp_path / "one.safetensors"
+
+
+def test_folder_with_one_file_and_hidden_companions(tmp_path: Path) -> None:
+    save_file(some_tensors(), tmp_path / "one.safetensors")
+    (tmp_path / "._one.safetensors").write_bytes(b"left by a Mac")
+    (tmp_path / "config.json").write_text("{}")
+    assert_same(open_source(tmp_path), some_tensors())
+
+
+@pytest.mark.parametrize("by_index", [False, True])
+def test_sharded_folder(tmp_path: Path, by_index: bool) -> None:
+    index = write_sharded(tmp_path / "distill", quantization="none")
+    with open_source(index if by_index else index.parent) as source:
+        assert_same(source, some_tensors())
+        assert source.metadata == {"format": "pt", "quantization": "none"}
+
+
+def test_prefix_needs_only_the_shards_that_hold_it(tmp_path: Path) -> None:
+    index = write_sharded(tmp_path)
+    (tmp_path / "m-00002-of-00002.safetensors").unlink()
+    source = open_source(index, prefix="front.")
+    assert set(source.names) == {"weight", "bias"}
+    assert torch.equal(source.read("weight"), some_tensors()["front.weight"])
+
+
+def test_tensors_that_the_index_forgot_are_there(tmp_path: Path) -> None:
+    index = write_sharded(tmp_path)
+    content = json.loads(index.read_text())
+    del content["weight_map"]["front.bias"]
+    index.write_text(json.dumps(content))
+    assert "front.bias" in open_source(tmp_path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "ema_state_dict"])
+def test_pickled(tmp_path: Path, wrapper: str | None, zipped: bool) -> None:
+    path = tmp_path / "weights.pth"
+    content: dict = some_tensors() if wrapper is None else {wrapper: some_tensors(), "epoch": 3, "loss": None}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with open_source(path) as source:
+        assert_same(source, some_tensors())
+
+
+def test_pickled_prefers_smoothed_weights_and_drops_module(tmp_path: Path) -> None:
+    smoothed = {("module." if "weight" in name else "") + name: tensor for name, tensor in some_tensors().items()}
+    torch.save({"state_dict": {"other": torch.ones(2)}, "ema_state_dict": smoothed}, tmp_path / "turbo.ckpt")
+    assert_same(open_source(tmp_path / "turbo.ckpt"), some_tensors())
+
+
+def test_pickled_with_both_names_of_one_tensor_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2), "module.a": torch.zeros(2)}, tmp_path / "turbo.ckpt")
+    assert_refused(tmp_path / "turbo.ckpt", "both a and module.a")
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2", "bool", "uint8", "float64", "int8"])
+def test_dtypes(tmp_path: Path, name: str) -> None:
+    tensors = {"x": torch.tensor([[0, 1, 2]]).to(getattr(torch, name))}
+    save_file(tensors, tmp_path / "x.safetensors")
+    found = open_source(tmp_path).read("x")
+    assert found.dtype == tensors["x"].dtype
+    assert torch.equal(found.float(), tensors["x"].float())
+
+
+def test_tensor_that_is_not_aligned(tmp_path: Path) -> None:
+    header = {
+        "byte": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
+        "x": {"dtype": "F32", "shape": [2], "data_offsets": [1, 9]},
+    }
+    path = write_raw(tmp_path / "x.safetensors", header, b"\x07" + struct.pack("<2f", 1.5, -2.0))
+    assert open_source(path).read("x").tolist() == [1.5, -2.0]
+
+
+# Views
+
+
+def test_sub_and_renamed(tmp_path: Path) -> None:
+    save_file(some_tensors(), tmp_path / "one.safetensors")
+    source = open_source(tmp_path)
+    view = source.sub("front.").renamed({"weight": "w", "bias": None}.get)
+    assert view.names == ("w",)
+    assert "w" in view
+    assert "front.weight" not in view
+    assert torch.equal(view.read("w"), some_tensors()["front.weight"])
+    assert len(source.sub("absent.")) == 0
+
+
+def test_renamed_to_one_name_is_refused(tmp_path: Path) -> None:
+    save_file(some_tensors(), tmp_path / "one.safetensors")
+    with pytest.raises(CheckpointError, match=r"front\.\w+ and front\.\w+ both stand for front"):
+        open_source(tmp_path).renamed(lambda name: name.partition(".")[0])
+
+
+def test_reading_an_absent_tensor(tmp_path: Path) -> None:
+    save_file(some_tensors(), tmp_path / "one.safetensors")
+    with pytest.raises(CheckpointError, match="no tensor named other among 5"):
+        open_source(tmp_path).read("other")
+
+
+def test_absent_prefix(tmp_path: Path) -> None:
+    save_file(some_tensors(), tmp_path / "one.safetensors")
+    with pytest.raises(CheckpointError, match=r"begins with encoder\.; found .*front"):
+        open_source(tmp_path, prefix="encoder.")
+
+
+def test_tensors_outlive_the_source_and_writing_spares_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "one.safetensors"
+    save_file(some_tensors(), path)
+    before = path.read_bytes()
+    with open_source(path) as source:
+        weight = source.read("front.weight")
+    assert torch.equal(weight, some_tensors()["front.weight"])
+    weight.zero_()
+    assert path.read_bytes() == before
+
+
+# Memory
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits on address space are the kernel's own")
+def test_file_too_large_to_map_is_read_tensor_by_tensor(tmp_path: Path) -> None:
+    size = 4 << 30
+    path = tmp_path / "large.safetensors"
+    header = {
+        "filler": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]},
+        "x": {"dtype": "F32", "shape": [2], "data_offsets": [size, size + 8]},
+    }
+    write_raw(path, header)
+    with path.open("r+b") as file:
+        file.seek(size, os.SEEK_END)
+        file.write(struct.pack("<2f", 1.5, -2.0))
+    program = f"""
+        import resource, sys
+        sys.path.append({str(ROOT)!r})
+        from happyhorse_core.checkpoint.source import open_source
+        source = open_source({str(path)!r})
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30),) * 2)
+        assert source.read("x").tolist() == [1.5, -2.0]
+    """
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64") or sys.platform != "linux", reason="of Linux only")
+def test_opening_and_mapping_more_than_the_machine_has(tmp_path: Path) -> None:
+    size = 2 * os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()
+    path = tmp_path / "huge.safetensors"
+    header = {"x": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}
+    text = json.dumps(header)
+    write_raw(path, text.ljust(-(-len(text) // 8) * 8).encode())
+    os.truncate(path, path.stat().st_size + size)
+    assert open_source(path).read("x")[-3:].tolist() == [0, 0, 0]
+
+
+# Paths
+
+
+def test_missing_file_names_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "other.safetensors").touch()
+    assert_refused(tmp_path / "absent.safetensors", "no such file or folder", "other.safetensors")
+
+
+def test_missing_file_in_a_missing_folder(tmp_path: Path) -> None:
+    assert_refused(tmp_path / "gone" / "absent.safetensors", "no such file or folder", "is not there either")
+
+
+def test_link_to_nothing(tmp_path: Path) -> None:
+    (tmp_path / "one.safetensors").symlink_to(tmp_path / "blob")
+    assert_refused(tmp_path / "one.safetensors", f"a link to {tmp_path / 'blob'}, which does not exist")
+
+
+def test_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "one.safetensors")
+    assert_refused(tmp_path / "one.safetensors", "a device or a pipe")
+
+
+def test_unknown_kind(tmp_path: Path) -> None:
+    (tmp_path / "one.zip").write_bytes(b"PK")
+    assert_refused(tmp_path / "one.zip", "unknown kind", ".safetensors")
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    assert_refused(tmp_path, "the folder is empty", "expected one *.safetensors.index.json")
+
+
+def test_folder_without_weights_names_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    (tmp_path / "transformer").mkdir()
+    assert_refused(tmp_path, "found config.json, transformer/;")
+
+
+def test_folder_of_shards_without_an_index(tmp_path: Path) -> None:
+    write_sharded(tmp_path).unlink()
+    assert_refused(tmp_path, "m-00001-of-00002.safetensors, m-00002-of-00002.safetensors", "no index")
+
+
+def test_folder_with_two_indexes(tmp_path: Path) -> None:
+    index = write_sharded(tmp_path)
+    (tmp_path / "other.safetensors.index.json").write_bytes(index.read_bytes())
+    assert_refused(tmp_path, "several indexes: model.safetensors.index.json, other.safetensors.index.json")
+    assert_same(open_source(index), some_tensors())
+
+
+@contextmanager
+def forbidden(mode: int, *, of_folder: bool) -> Iterator[Path]:
+    """A folder with a weights file, one of them in ``mode``; root, who may read everything, becomes another user."""
+    is_root = os.geteuid() == 0
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "one.safetensors"
+        save_file(some_tensors(), path)
+        path.with_suffix(".ckpt").write_bytes(b"x")
+        for file in path, path.with_suffix(".ckpt"):
+            file.chmod(0o644 if of_folder else mode)
+        path.parent.chmod(mode if of_folder else 0o755)
+        if is_root:
+            os.seteuid(65534)
+        try:
+            yield path
+        finally:
+            if is_root:
+                os.seteuid(0)
+            path.parent.chmod(0o755)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions of another kind")
+def test_file_that_may_not_be_read() -> None:
+    with forbidden(0, of_folder=False) as path:
+        assert_refused(path, "can't be read: Permission denied")
+        assert_refused(path.with_suffix(".ckpt"), "can't be read: Permission denied")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions of another kind")
+def test_folder_that_may_not_be_read() -> None:
+    with forbidden(0, of_folder=True) as path:
+        assert_refused(path.parent, "can't be read: Permission denied")
+        assert_refused(path, "can't be read: Permission denied")
+
+
+# Indexes
+
+
+def test_missing_shard(tmp_path: Path) -> None:
+    index = write_sharded(tmp_path)
+    (tmp_path / "m-00002-of-00002.safetensors").unlink()
+    assert_refused(index, "1 of the 2 files", "missing: m-00002-of-00002.safetensors")
+
+
+def test_tensor_missing_from_its_shard(tmp_path: Path) -> None:
+    write_sharded(tmp_path)
+    shard = tmp_path / "m-00001-of-00002.safetensors"
+    save_file({"front.weight": torch.ones(7, 3)}, shard)
+    with pytest.raises(
+        CheckpointError, match=r"1 tensors that the index places here are missing: front\.bias"
+    ) as caught:
+        open_source(tmp_path)
+    assert str(shard) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"weight_map": {"a": ', "no valid JSON"),
+        ("[" * 100_000, "no valid JSON"),
+        ("\u00e9\u00e9", "no valid JSON"),
+        ("[]", "found no weight_map"),
+        ("{}", "found no weight_map"),
+        ('{"weight_map": {}}', "found no weight_map"),
+        ('{"weight_map": {"a": 3}}', "tensor a: found 3; expected the name of a file"),
+        ('{"weight_map": {"a": "../m-00001-of-00002.safetensors"}}', "expected the name of a file"),
+        ('{"weight_map": {"a": "C:\\\\x.safetensors"}}', "expected the name of a file"),
+        (LFS_POINTER, "Git LFS pointer"),
+        ("", "an empty file"),
+        ("<!DOCTYPE html><html></html>", "a web page"),
+    ],
+)
+def test_broken_index(tmp_path: Path, text: str, said: str) -> None:
+    index = write_sharded(tmp_path)
+    index.write_text(text, encoding="latin-1")
+    assert_refused(index, said)
+
+
+# Damaged and foreign files
+
+
+@pytest.mark.parametrize("name", ["one.safetensors", "one.ckpt", "one.pth"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "an empty file"),
+        (LFS_POINTER.encode(), "Git LFS pointer"),
+        (b"<!DOCTYPE html><html><body>Sign in</body></html>", "a web page"),
+        (b"\n  <HTML><head>", "a web page"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code>", "an XML document"),
+        (b"GGUF\x03\x00\x00\x00" + bytes(100), "a GGUF file"),
+    ],
+)
+def test_something_else_than_weights(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert_refused(tmp_path / name, said)
+
+
+@pytest.mark.parametrize("kept", [0.999, 0.5, 0.1])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_truncated_safetensors(tmp_path: Path, kept: float, sharded: bool) -> None:
+    save_file(some_tensors(), tmp_path / "one.safetensors")
+    path = tmp_path / "one.safetensors"
+    if sharded:
+        path = write_sharded(tmp_path).parent / "m-00001-of-00002.safetensors"
+    size = path.stat().st_size
+    os.truncate(path, int(size * kept))
+    with pytest.raises(CheckpointError, match="incomplete") as caught:
+        open_source(tmp_path / "model.safetensors.index.json" if sharded else path)
+    assert str(path) in str(caught.value)
+    assert f"found {int(size * kept):,}" in str(caught.value)
+    if kept > 0.9:
+        assert f"{size:,} bytes" in str(caught.value)
+
+
+def test_lfs_pointer_as_shard(tmp_path: Path) -> None:
+    write_sharded(tmp_path)
+    shard = tmp_path / "m-00002-of-00002.safetensors"
+    shard.write_text(LFS_POINTER)
+    with pytest.raises(CheckpointError, match="Git LFS pointer") as caught:
+        open_source(tmp_path)
+    assert str(shard) in str(caught.value)
+
+
+def test_safetensors_with_bytes_to_spare(tmp_path: Path) -> None:
+    path = tmp_path / "one.safetensors"
+    save_file(some_tensors(), path)
+    path.write_bytes(path.read_bytes() + b"junk")
+    assert_refused(path, "damaged", f"{path.stat().st_size - 4:,} bytes")
+
+
+FLOAT = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        (b"{not json at all}", "no valid JSON"),
+        (b'{"x": ' + b"[" * 100_000, "no valid JSON"),
+        ({"__metadata__": {"a": "b"}}, "no tensors"),
+        ({}, "no tensors"),
+        ({"x": {**FLOAT, "dtype": "F4"}}, "tensor x: found dtype F4"),
+        ({"x": {**FLOAT, "shape": [3]}}, "tensor x: F32 of shape [3] does not fit bytes 0 to 8"),
+        ({"x": {**FLOAT, "shape": [-2]}}, "tensor x"),
+        ({"x": {**FLOAT, "shape": [2.0]}}, "tensor x"),
+        ({"x": {**FLOAT, "shape": 2}}, "tensor x"),
+        ({"x": {**FLOAT, "data_offsets": [8, 0]}}, "tensor x"),
+        ({"x": {**FLOAT, "data_offsets": [0]}}, "tensor x"),
+        ({"x": {"dtype": "F32"}}, "tensor x"),
+        ({"x": "F32"}, "tensor x"),
+    ],
+)
+def test_broken_header(tmp_path: Path, header: object, said: str) -> None:
+    data = bytes(8) if isinstance(header, dict) and "x" in header else b""
+    assert_refused(write_raw(tmp_path / "x.safetensors", header, data), said)
+
+
+@pytest.mark.parametrize("content", [b"abc", bytes(8), bytes(200), b"\xff" * 64, b"weights, surely" * 9])
+def test_not_safetensors(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.safetensors").write_bytes(content)
+    assert_refused(tmp_path / "x.safetensors", "is no safetensors file")
+
+
+def test_kinds_under_each_others_names(tmp_path: Path) -> None:
+    torch.save(some_tensors(), tmp_path / "x.safetensors")
+    assert_refused(tmp_path / "x.safetensors", "Name it .ckpt or .pth")
+    save_file(some_tensors(), tmp_path / "x.ckpt")
+    assert_refused(tmp_path / "x.ckpt", "Name it .safetensors")
+
+
+# Pickles
+
+
+class Bait:
+    """Runs ``call(*arguments)`` in any program that unpickles it carelessly."""
+
+    def __init__(self, call: object, *arguments: object) -> None:
+        self.reduced = call, arguments
+
+    def __reduce__(self) -> tuple:
+        return self.reduced
+
+
+class Innocent:
+    """A class of a training program's own."""
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("form", ["archive", "legacy", "bare"])
+@pytest.mark.parametrize("call", ["os.system", "exec"])
+def test_pickle_with_code_is_not_run(tmp_path: Path, form: str, call: str) -> None:
+    mark = tmp_path / "ran"
+    bait = Bait(os.system, f"touch {mark}") if call == "os.system" else Bait(exec, f"open({str(mark)!r}, 'w').close()")
+    content = {"state_dict": some_tensors(), "callbacks": bait}
+    named = [] if form == "bare" else ["(posix.system)" if call == "os.system" else "(exec)"]
+    path = tmp_path / "evil.ckpt"
+    if form == "bare":
+        path.write_bytes(pickle.dumps({"callbacks": bait}))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=form == "archive")
+    assert_refused(path, "wants to run code", "was not run", "safetensors", *named)
+    assert not mark.exists()
+    pickle.loads(path.read_bytes()) if form == "bare" else torch.load(path, weights_only=False)
+    assert mark.exists(), "the bait is dead, so the test shows nothing"
+
+
+def test_pickle_with_a_class_of_its_own(tmp_path: Path) -> None:
+    torch.save({"state_dict": some_tensors(), "config": Innocent()}, tmp_path / "x.pth")
+    assert_refused(tmp_path / "x.pth", "wants to run code", "Innocent")
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_compiled_program(tmp_path: Path) -> None:
+    torch.jit.script(Doubled()).save(tmp_path / "x.pt")
+    assert_refused(tmp_path / "x.pt", "a compiled program (TorchScript)", "safetensors")
+
+
+def test_tar(tmp_path: Path) -> None:
+    (tmp_path / "storages").write_bytes(b"x")
+    with tarfile.open(tmp_path / "x.pth", "w") as archive:
+        archive.add(tmp_path / "storages", "storages")
+    assert_refused(tmp_path / "x.pth", "a tar", "safetensors")
+
+
+def test_zip_of_something_else(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.ckpt", "w") as archive:
+        archive.writestr("holiday.txt", "not weights")
+    assert_refused(tmp_path / "x.ckpt", "is no PyTorch weights file")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("kept", [0.05, 0.3, 0.6, 0.9, 0.99])
+def test_truncated_pickle(tmp_path: Path, zipped: bool, kept: float) -> None:
+    path = tmp_path / "x.ckpt"
+    torch.save(some_tensors() | {"long": torch.ones(999)}, path, _use_new_zipfile_serialization=zipped)
+    os.truncate(path, int(path.stat().st_size * kept))
+    assert_refused(path, "is no PyTorch weights file")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_pickle_raises_nothing_unforeseen(tmp_path: Path, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    path = tmp_path / "x.ckpt"
+    torch.save(some_tensors(), path, _use_new_zipfile_serialization=seed % 2 == 0)
+    content = bytearray(path.read_bytes())
+    for position in torch.randint(0, min(len(content), 900), (12,), generator=generator).tolist():
+        content[position] = int(torch.randint(0, 256, (), generator=generator))
+    path.write_bytes(content)
+    try:
+        open_source(path)
+    except CheckpointError as error:
+        assert str(path) in str(error)
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3}, [torch.ones(2)], torch.ones(2), {"state_dict": {"a": 1}}, {}])
+def test_pickle_without_named_tensors(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "x.pth")
+    assert_refused(tmp_path / "x.pth", "no named tensors")
+
+
+def test_pickle_that_holds_itself(tmp_path: Path) -> None:
+    content: dict = {"a": torch.ones(2)}
+    content["model"] = content
+    torch.save(content, tmp_path / "x.pth")
+    assert_refused(tmp_path / "x.pth", "no named tensors")
