@@ -14,6 +14,7 @@ import re
 import sys
 import zlib
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,9 @@ TEXT_CONFIG: dict[str, Any] = {
     "rope_theta": 10000.0,
     "max_position_embeddings": 8192,
     "attention_bias": False,
-    "attention_dropout": 0.0,
-    "dropout_rate": 0.0,
     "pad_token_id": 0,
     "eos_token_id": 1,
     "bos_token_id": 2,
-    "torch_dtype": "bfloat16",
 }
 
 TURBO_CONFIG: dict[str, Any] = {
@@ -336,6 +334,7 @@ def tokenizer_json(vocab_size: int = TEXT_CONFIG["vocab_size"], merges: int = 24
 def _tokenizer_tree(vocab: dict[str, int], merges: list[str], added: list[dict[str, Any]]) -> dict[str, Any]:
     model = {"type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None}
     model |= {"end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "vocab": vocab, "merges": merges}
+    split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
     replace_back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
     return {
         "version": "1.0",
@@ -343,13 +342,11 @@ def _tokenizer_tree(vocab: dict[str, int], merges: list[str], added: list[dict[s
         "padding": None,
         "added_tokens": added,
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-        "pre_tokenizer": {
-            "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False
-        },
+        "pre_tokenizer": split,
         "post_processor": None,
         "decoder": {"type": "Sequence", "decoders": [replace_back, {"type": "ByteFallback"}, {"type": "Fuse"}]},
         "model": model,
-    }  # fmt: skip
+    }
 
 
 def _words(sentence: str) -> list[str]:
@@ -363,7 +360,7 @@ def _learn_merges(words: Counter[str], count: int) -> list[tuple[str, str]]:
     while len(learnt) < count:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, pieces in splits.items():
-            for pair in zip(pieces, pieces[1:]):
+            for pair in pairwise(pieces):
                 pairs[pair] += words[word]
         if not pairs:
             break
@@ -424,9 +421,9 @@ def write_text_model(folder: Path, seed: int) -> None:
     names = {f"{n}_token": f"<{n}>" for n in ("pad", "eos", "bos", "unk")}
     flags = {"add_bos_token": False, "add_eos_token": False, "tokenizer_class": "GemmaTokenizer"}
     _write_json(folder / "tokenizer_config.json", flags | names)
-    tree = {"architectures": ["T5GemmaForConditionalGeneration"], "model_type": "t5gemma", "is_encoder_decoder": True}
+    tree = {"architectures": ["T5GemmaForConditionalGeneration"], "model_type": "t5gemma", "torch_dtype": "bfloat16"}
     decoder = TEXT_CONFIG | {"is_decoder": True, "cross_attention_hidden_size": TEXT_CONFIG["hidden_size"]}
-    _write_json(folder / "config.json", tree | {"encoder": TEXT_CONFIG, "decoder": decoder})
+    _write_json(folder / "config.json", tree | {"is_encoder_decoder": True, "encoder": TEXT_CONFIG, "decoder": decoder})
 
 
 def write_turbo_decoder(path: Path, seed: int) -> None:

@@ -69,14 +69,14 @@ def detect_text_encoder(
     tensors are of another model, contradict the config, or the config asks for what this encoder does not do.
     """
     prefix = encoder_prefix(shapes, where)
-    settings = dict((hf_config or {}).get("encoder", hf_config) or {})
+    settings = _encoder_settings(hf_config, where)
     rows = _rows(shapes, prefix, where)
     layers = sum(
         1 for name in shapes if name.startswith(f"{prefix}layers.") and name.endswith("self_attn.q_proj.weight")
     )
     hidden = rows["norm.weight"]
-    head_dim = settings.get("head_dim") or HEAD_DIMS.get(hidden)
-    if head_dim is None:
+    head_dim = int(_number(settings, "head_dim", HEAD_DIMS.get(hidden, 0), where))
+    if not head_dim:
         raise CheckpointError(
             f"{where}: hidden size {hidden} is not that of a published T5Gemma, and the tensors do not tell the size "
             "of a head. Put the model's config.json beside the weights."
@@ -101,11 +101,27 @@ def detect_text_encoder(
         num_kv_heads=found["num_key_value_heads"],
         head_dim=head_dim,
         windows=_windows(settings, layers, where),
-        query_scalar=settings.get("query_pre_attn_scalar", head_dim),
-        softcap=settings.get("attn_logit_softcapping", 50.0),
-        norm_eps=settings.get("rms_norm_eps", 1e-6),
+        query_scalar=_number(settings, "query_pre_attn_scalar", head_dim, where),
+        softcap=_number(settings, "attn_logit_softcapping", 50.0, where),
+        norm_eps=_number(settings, "rms_norm_eps", 1e-6, where),
         rope_theta=_rope_theta(settings, where),
     )
+
+
+def _encoder_settings(hf_config: Mapping[str, Any] | None, where: str) -> Mapping[str, Any]:
+    """The encoder's part of the whole model's config, or all of one that is the encoder's alone."""
+    settings = hf_config or {}
+    part = settings.get("encoder", settings)
+    if not isinstance(part, Mapping):
+        raise CheckpointError(f"{where}: config.json: encoder: found {part!r}, expected an object with the sizes.")
+    return part
+
+
+def _number(settings: Mapping[str, Any], key: str, default: float, where: str) -> float:
+    value = settings.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or (key in settings and not value > 0):
+        raise CheckpointError(f"{where}: config.json: {key}: found {value!r}, expected a number above 0.")
+    return value
 
 
 def _rows(shapes: Mapping[str, tuple[int, ...]], prefix: str, where: str) -> dict[str, int]:
@@ -128,8 +144,6 @@ def _check_settings(settings: Mapping[str, Any], found: Mapping[str, int], where
     for key, value in supported.items():
         if settings.get(key, value) != value:
             raise CheckpointError(f"{where}: config.json: {key}: found {settings[key]!r}, expected {value!r}.")
-    if settings.get("attn_logit_softcapping", 50.0) is None:
-        raise CheckpointError(f"{where}: config.json: attn_logit_softcapping: found null, expected a number.")
 
 
 def _windows(settings: Mapping[str, Any], layers: int, where: str) -> tuple[int | None, ...]:
@@ -139,7 +153,7 @@ def _windows(settings: Mapping[str, Any], layers: int, where: str) -> tuple[int 
             f"{where}: config.json: layer_types: found {len(kinds)} entries of {sorted(set(kinds))}, "
             f"expected {layers} of {' or '.join(LAYER_KINDS)}."
         )
-    window = settings.get("sliding_window", 4096)
+    window = int(_number(settings, "sliding_window", 4096, where))
     return tuple(window if kind == LAYER_KINDS[0] else None for kind in kinds)
 
 
@@ -148,7 +162,7 @@ def _rope_theta(settings: Mapping[str, Any], where: str) -> float:
     kind = parameters.get("rope_type", "default")
     if kind != "default":
         raise CheckpointError(f"{where}: config.json: rope_type: found {kind!r}, expected 'default'.")
-    return parameters.get("rope_theta", settings.get("rope_theta", 10_000.0))
+    return _number({**settings, **parameters}, "rope_theta", 10_000.0, where)
 
 
 class RMSNorm(nn.Module):

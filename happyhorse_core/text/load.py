@@ -78,7 +78,7 @@ def read_tokenizer(path: Path, source: TensorSource) -> GemmaTokenizer:
 
 
 def read_config(path: Path, metadata: dict[str, str]) -> dict[str, Any] | None:
-    """The model's config: in a merged file's metadata, or config.json in the folder. None where neither is T5Gemma's."""
+    """The model's config, from a merged file's metadata or from config.json; None where neither is T5Gemma's."""
     file = _folder(path) / "config.json"
     if "config" in metadata:
         text, where = metadata["config"], f"{path}: metadata"

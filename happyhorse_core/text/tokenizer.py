@@ -63,7 +63,7 @@ class GemmaTokenizer:
         return self._tokenizer.encode(prompt, add_special_tokens=False).ids
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """Token ids of a prompt as the video model takes it: InputError if it is empty, cut at 640 tokens with a warning."""
+        """Token ids as the video model takes them: cut at 640 with a warning. InputError for an empty prompt."""
         if not prompt.strip():
             raise InputError("prompt: found no text, expected a description of the scene.")
         ids = self.encode(prompt)
