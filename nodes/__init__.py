@@ -1,0 +1,36 @@
+"""The pack's nodes, listed for ComfyUI."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .decode import HappyHorseDecode
+from .latent import HappyHorseEmptyLatent, HappyHorseImageToVideo
+from .loaders import (
+    HappyHorseAudioVAELoader,
+    HappyHorseModelLoader,
+    HappyHorseTextEncoderLoader,
+    HappyHorseVideoVAELoader,
+)
+from .sampling import HappyHorseSampler, HappyHorseSamplerUniPC, HappyHorseSigmas
+
+NODES: list[type[io.ComfyNode]] = [
+    HappyHorseModelLoader,
+    HappyHorseTextEncoderLoader,
+    HappyHorseVideoVAELoader,
+    HappyHorseAudioVAELoader,
+    HappyHorseEmptyLatent,
+    HappyHorseImageToVideo,
+    HappyHorseSampler,
+    HappyHorseSigmas,
+    HappyHorseSamplerUniPC,
+    HappyHorseDecode,
+]
+
+
+class HappyHorseExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES
+
+
+async def comfy_entrypoint() -> HappyHorseExtension:
+    """What ComfyUI calls to learn the nodes."""
+    return HappyHorseExtension()

@@ -1,0 +1,100 @@
+"""What a socket holds, checked where it enters a node: wires of the same colour can carry another model's data."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..happyhorse_core import geometry
+from .host.diffusion import HappyHorseModel
+from .host.vae import AudioAutoencoder, VideoAutoencoder
+
+VIDEO_LATENT = f"video [batch, {geometry.VIDEO_CHANNELS}, frames, height, width]"
+AUDIO_LATENT = f"audio [batch, {geometry.AUDIO_CHANNELS}, length]"
+
+
+def streams_of(latent: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """The video and the audio of a latent, or a ValueError that says what was found."""
+    samples = latent["samples"]
+    streams = list(samples.unbind()) if getattr(samples, "is_nested", False) else [samples]
+    if len(streams) == 2 and _is_video(streams[0]) and _is_audio(streams[1]):
+        return streams[0], streams[1]
+    found = " and ".join(str(list(stream.shape)) for stream in streams)
+    raise ValueError(f"latent: found {found}, expected {VIDEO_LATENT} and {AUDIO_LATENT}. Use Empty HappyHorse Latent.")
+
+
+def _is_video(stream: Tensor) -> bool:
+    return stream.ndim == 5 and stream.shape[1] == geometry.VIDEO_CHANNELS
+
+
+def _is_audio(stream: Tensor) -> bool:
+    return stream.ndim == 3 and stream.shape[1] == geometry.AUDIO_CHANNELS
+
+
+def check_model(model: Any) -> HappyHorseModel:
+    """The sampling wrapper inside a MODEL, or a ValueError for a model of another kind."""
+    inner = model.model
+    if not isinstance(inner, HappyHorseModel):
+        raise ValueError(
+            f"model: found a {type(inner).__name__} model, expected one from Load HappyHorse Model "
+            "(or the same with LoRAs and patches on it)."
+        )
+    return inner
+
+
+def check_generator(model: HappyHorseModel) -> None:
+    """Raises ValueError for a checkpoint that enlarges clips instead of making them."""
+    if model.role.is_super_resolution:
+        raise ValueError(
+            f"model: found the {model.role.name} super-resolution model, expected a distilled or base one. It only "
+            "enlarges a clip that is already there; load the distill folder to make one."
+        )
+
+
+def check_text(conditioning: list, model: HappyHorseModel, field: str) -> None:
+    """Raises ValueError for text of another encoder, and for a prompt without words."""
+    width = model.model_config.transformer.text_in_channels
+    for text, _ in conditioning:
+        if text.shape[-1] != width:
+            raise ValueError(
+                f"{field}: found text embeddings of width {text.shape[-1]}, expected {width}. Encode the prompt with "
+                "the CLIP of Load HappyHorse Text Encoder."
+            )
+        if text.shape[1] == 1 and torch.count_nonzero(text) == 0:
+            raise ValueError(f"{field}: found an empty prompt, expected a description of the scene.")
+
+
+def check_video_vae(vae: Any, field: str) -> None:
+    """Raises ValueError unless ``vae`` decodes Wan2.2's 48-channel video latents."""
+    inner = vae.first_stage_model
+    if isinstance(inner, VideoAutoencoder):
+        return
+    if isinstance(inner, AudioAutoencoder):
+        raise ValueError(f"{field}: found an audio VAE, expected a video VAE. Swap the two wires.")
+    if vae.latent_channels != geometry.VIDEO_CHANNELS or vae.latent_dim != 3:
+        raise ValueError(
+            f"{field}: found a VAE of {vae.latent_channels} latent channels, expected the {geometry.VIDEO_CHANNELS} of "
+            "Wan2.2. Use Load HappyHorse Video VAE."
+        )
+
+
+def check_audio_vae(vae: Any, field: str) -> None:
+    """Raises ValueError unless ``vae`` is ours: another Oobleck would play the sound at the wrong speed."""
+    inner = vae.first_stage_model
+    if isinstance(inner, VideoAutoencoder):
+        raise ValueError(f"{field}: found a video VAE, expected an audio VAE. Swap the two wires.")
+    if not isinstance(inner, AudioAutoencoder):
+        raise ValueError(
+            f"{field}: found {type(inner).__name__}, expected the VAE of Load HappyHorse Audio VAE, which knows the "
+            "model's sample rate."
+        )
+
+
+def one_picture(image: Tensor, field: str) -> Tensor:
+    """An IMAGE of one picture, [1, H, W, 1, 3 or 4] in [0, 1] -> [1, 3, H, W] in [-1, 1]; transparency to black."""
+    if image.shape[0] != 1:
+        raise ValueError(f"{field}: found {image.shape[0]} pictures, expected one. Pick one with Image From Batch.")
+    if image.shape[-1] not in (1, 3, 4):
+        raise ValueError(f"{field}: found {image.shape[-1]} channels, expected 3 (RGB), 1 (grey) or 4 (RGBA).")
+    pixels = image[..., :3] * image[..., 3:4] if image.shape[-1] == 4 else image
+    return pixels.expand(-1, -1, -1, 3).movedim(-1, 1).float() * 2 - 1

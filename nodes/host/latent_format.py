@@ -1,0 +1,34 @@
+"""How ComfyUI sees our latents: Wan2.2's video latents with a sound stream beside them."""
+
+import comfy.latent_formats
+import torch
+from comfy.nested_tensor import NestedTensor
+from torch import Tensor
+
+from ...happyhorse_core import geometry
+
+
+def middle_frame(x0: Tensor) -> Tensor:
+    """[B, 48, T, H, W] -> [B, 48, H, W]. In image to video the first frame is the given picture: nothing to preview."""
+    return x0[:, :, x0.shape[2] // 2] if x0.ndim == 5 else x0
+
+
+class HappyHorseLatent(comfy.latent_formats.Wan22):
+    """Wan2.2's channel statistics for the video stream; the audio stream is used as the autoencoder makes it."""
+
+    temporal_downscale_ratio = geometry.TEMPORAL_STRIDE
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Caches of the host cut every stream to ``latent_channels``; the larger stream decides.
+        self.latent_channels = geometry.AUDIO_CHANNELS
+        self.latent_rgb_factors_reshape = middle_frame
+
+    def fix_empty_latent(self, latent: Tensor) -> Tensor | NestedTensor:
+        """An empty latent of another node becomes an empty pair: video [B, 48, T, H, W], audio [B, 64, A]."""
+        if latent.ndim != 5:
+            return latent
+        video = latent[:, : geometry.VIDEO_CHANNELS]
+        frames = geometry.frames_of_latent(video.shape[2])
+        audio = torch.zeros(video.shape[0], geometry.AUDIO_CHANNELS, frames, device=video.device, dtype=video.dtype)
+        return NestedTensor([video, audio])

@@ -1,0 +1,46 @@
+"""The ``operations`` object that the core is built with inside ComfyUI: the host's own layers, plus what they lack."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import comfy.ops
+from comfy.ldm.modules.attention import optimized_attention
+from comfy.quant_ops import QuantizedTensor
+from torch import Tensor
+
+from ...happyhorse_core.ops import expert_linear
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any] | None = None) -> Tensor:
+    """The host's attention under the core's signature: [B, H, S, D] in, [B, S, H * D] out.
+
+    ``options`` is the host's ``transformer_options``, so that attention chosen by other nodes applies here too.
+    """
+    grouped = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
+    return optimized_attention(q, k, v, q.shape[1], skip_reshape=True, transformer_options=options, **grouped)
+
+
+def host_operations(picked: type) -> type:
+    """Adds ``attention``, ``ExpertLinear`` and ``FloatLinear`` to the operations class that the host picked."""
+
+    class ExpertLinear(picked.Linear):
+        """Weights of several modalities stacked along the rows, kept as one tensor so that LoRAs find its name."""
+
+        def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+            comfy.ops.run_every_op()
+            weight, bias, stream = comfy.ops.cast_bias_weight(self, x, offloadable=True)
+            dense = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+            out = expert_linear(x, dense, bias, lengths)
+            comfy.ops.uncast_bias_weight(self, weight, bias, stream)
+            return out
+
+    return type(
+        "HappyHorseOperations",
+        (picked,),
+        {
+            "attention": staticmethod(attention),
+            "ExpertLinear": ExpertLinear,
+            # Not the picked class: that one may quantise, or bring every layer to the compute dtype.
+            "FloatLinear": comfy.ops.manual_cast.Linear,
+        },
+    )

@@ -1,0 +1,207 @@
+"""The two autoencoders as ComfyUI VAE objects: core decode and encode nodes work on them."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import torch
+from torch import Tensor, nn
+
+from ...happyhorse_core import geometry
+from ...happyhorse_core.audio_vae.encode import WINDOW_SECONDS, encode_soundtrack
+from ...happyhorse_core.audio_vae.load import load_oobleck
+from ...happyhorse_core.audio_vae.model import Oobleck
+from ...happyhorse_core.audio_vae.resample import resample_fft
+from ...happyhorse_core.video_vae.image_encoder import WanImageEncoder
+from ...happyhorse_core.video_vae.latent_statistics import denormalise, normalise
+from ...happyhorse_core.video_vae.load import load_image_encoder, load_turbo_decoder
+from ...happyhorse_core.video_vae.turbo_decoder import CONTEXT, TurboDecoder
+from .load import HostProgress
+from .ops import host_operations
+
+log = logging.getLogger("happyhorse")
+
+COPIES = 5
+"""Tensors of the widest layer that are alive at once in a decoder: input, normed copy, output, workspace."""
+VIDEO_DTYPES = (torch.bfloat16, torch.float32)
+AUDIO_DTYPES = (torch.float32,)
+OUTPUT_SAMPLES_PER_LATENT = geometry.OUTPUT_SAMPLE_RATE // geometry.FRAME_RATE
+
+
+class VideoAutoencoder(nn.Module):
+    """TurboVAED's decoder and one frame of Wan2.2's encoder. Latents are raw, as the host's Wan2.2 VAE has them."""
+
+    comfy_has_chunked_io = True
+
+    def __init__(self, decoder: TurboDecoder, encoder: WanImageEncoder | None) -> None:
+        super().__init__()
+        self.turbo = decoder
+        self.still = encoder
+
+    def decode_output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """[B, 48, T, H, W] -> [B, 3, 4(T-1) + 1, 16H, 16W]."""
+        stride = geometry.SPATIAL_STRIDE
+        return shape[0], 3, geometry.frames_of_latent(shape[2]), shape[3] * stride, shape[4] * stride
+
+    def decode(self, latent: Tensor, output_buffer: Tensor | None = None) -> Tensor | None:
+        """Raw [B, 48, T, H, W] -> about [-1, 1], window by window into ``output_buffer`` where the host gives one."""
+        chunks = self.turbo.decode_windows(normalise(latent), progress=HostProgress())
+        if output_buffer is None:
+            return torch.cat(list(chunks), dim=2)
+        start = 0
+        for chunk in chunks:
+            output_buffer[:, :, start : start + chunk.shape[2]].copy_(chunk)
+            start += chunk.shape[2]
+        return None
+
+    def encode(self, pixels: Tensor, device: torch.device | None = None) -> Tensor:
+        """[B, 3, 1, H, W] in [-1, 1] -> raw [B, 48, 1, H/16, W/16]."""
+        if self.still is None:
+            raise ValueError(
+                "vae: this VAE can only decode. Choose Wan2.2_VAE.pth as the encoder in Load HappyHorse Video VAE."
+            )
+        if pixels.shape[2] != 1:
+            raise ValueError(f"pixels: found {pixels.shape[2]} pictures, expected one: only first frames are encoded.")
+        return denormalise(self.still(pixels.to(device)))
+
+
+class AudioAutoencoder(nn.Module):
+    """Oobleck at the model's clock. Takes sound at 51,200 Hz, gives it at 44,100 Hz."""
+
+    def __init__(self, oobleck: Oobleck) -> None:
+        super().__init__()
+        self.oobleck = oobleck
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """[B, 64, A] -> [B, 2, 1764 A] at 44,100 Hz."""
+        return resample_fft(self.oobleck.decode(latent))
+
+    def encode(self, waveform: Tensor) -> Tensor:
+        """[B, 2, N] at 51,200 Hz -> [B, 64, ceil(N / 2048)]."""
+        return encode_soundtrack(self.oobleck, waveform, HostProgress())
+
+
+class HappyHorseVAE(comfy.sd.VAE):
+    """A host VAE around a module of ours; ``describe`` sets what the host can't detect."""
+
+    def __init__(
+        self, build: Callable[[torch.dtype], nn.Module], working_dtypes: tuple[torch.dtype, ...], disable_dynamic: bool
+    ) -> None:
+        with _without_detection_warning():
+            super().__init__(sd={})
+        self.working_dtypes = list(working_dtypes)
+        self.device = mm.vae_device()
+        self.output_device = mm.intermediate_device()
+        self.vae_dtype = mm.vae_dtype(self.device, self.working_dtypes)
+        self.first_stage_model = build(self.vae_dtype).eval().requires_grad_(False)
+        mm.archive_model_dtypes(self.first_stage_model)
+        kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+        self.patcher = kind(self.first_stage_model, load_device=self.device, offload_device=mm.vae_offload_device())
+        self.model_size()
+
+
+def load_video_vae(decoder_path: str, encoder_path: str | None, disable_dynamic: bool = False) -> HappyHorseVAE:
+    """TurboVAED, and for pictures the encoder of Wan2.2's VAE."""
+
+    def build(dtype: torch.dtype) -> VideoAutoencoder:
+        turbo = load_turbo_decoder(decoder_path, dtype=dtype, progress=HostProgress())
+        still = None
+        if encoder_path is not None:
+            still = load_image_encoder(encoder_path, dtype=dtype, progress=HostProgress())
+        return VideoAutoencoder(_on_host(turbo, TurboDecoder, dtype), _on_host(still, WanImageEncoder, dtype))
+
+    vae = HappyHorseVAE(build, VIDEO_DTYPES, disable_dynamic)
+    stride = geometry.SPATIAL_STRIDE
+    vae.latent_channels, vae.latent_dim, vae.output_channels = geometry.VIDEO_CHANNELS, 3, 3
+    vae.upscale_ratio = (geometry.frames_of_latent, stride, stride)
+    vae.upscale_index_formula = (geometry.TEMPORAL_STRIDE, stride, stride)
+    vae.downscale_ratio = (geometry.latent_frames, stride, stride)
+    vae.downscale_index_formula = (geometry.TEMPORAL_STRIDE, stride, stride)
+    vae.memory_used_decode = _video_decode_memory(vae.first_stage_model.turbo)
+    vae.memory_used_encode = lambda shape, dtype: (
+        math.prod(shape[3:]) // 4 * 160 * COPIES * mm.dtype_size(dtype) * shape[0]
+    )
+    vae.patcher.cached_patcher_init = (load_video_vae_patcher, (decoder_path, encoder_path))
+    log.info("HappyHorse: loaded the video VAE %s (encoder: %s), %s.", decoder_path, encoder_path, vae.vae_dtype)
+    return vae
+
+
+def load_video_vae_patcher(
+    decoder_path: str, encoder_path: str | None, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    """The patcher alone: what the host calls to load the same weights once more."""
+    return load_video_vae(decoder_path, encoder_path, disable_dynamic).patcher
+
+
+def load_audio_vae(path: str, disable_dynamic: bool = False) -> HappyHorseVAE:
+    """Stable Audio Open's autoencoder, from its full file or from one with the autoencoder alone."""
+
+    def build(dtype: torch.dtype) -> AudioAutoencoder:
+        return AudioAutoencoder(_on_host(load_oobleck(path, dtype=dtype, progress=HostProgress()), Oobleck, dtype))
+
+    vae = HappyHorseVAE(build, AUDIO_DTYPES, disable_dynamic)
+    vae.latent_channels, vae.latent_dim, vae.output_channels = geometry.AUDIO_CHANNELS, 1, 2
+    vae.upscale_ratio, vae.downscale_ratio = OUTPUT_SAMPLES_PER_LATENT, geometry.SAMPLES_PER_AUDIO_LATENT
+    vae.audio_sample_rate, vae.audio_sample_rate_output = geometry.MODEL_SAMPLE_RATE, geometry.OUTPUT_SAMPLE_RATE
+    # The end is filled up with silence to a whole latent, never cropped; one channel becomes two.
+    vae.crop_input, vae.pad_channel_value = False, "replicate"
+    vae.process_input = vae.process_output = lambda waveform: waveform
+    samples, window = geometry.SAMPLES_PER_AUDIO_LATENT, WINDOW_SECONDS * geometry.MODEL_SAMPLE_RATE
+    width = vae.first_stage_model.oobleck.config.encoder_widths[0]
+    per_sample = width * COPIES * 2
+    vae.memory_used_decode = lambda shape, dtype: shape[-1] * samples * per_sample * mm.dtype_size(dtype) * shape[0]
+    vae.memory_used_encode = lambda shape, dtype: min(shape[-1], window) * per_sample * mm.dtype_size(dtype) * shape[0]
+    vae.patcher.cached_patcher_init = (load_audio_vae_patcher, (path,))
+    log.info("HappyHorse: loaded the audio VAE %s, %s.", path, vae.vae_dtype)
+    return vae
+
+
+def load_audio_vae_patcher(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """The patcher alone: what the host calls to load the same weights once more."""
+    return load_audio_vae(path, disable_dynamic).patcher
+
+
+def _on_host(loaded: nn.Module | None, kind: type[nn.Module], dtype: torch.dtype) -> nn.Module | None:
+    """The same network with the host's layers, which it can offload and patch."""
+    if loaded is None:
+        return None
+    module = kind(loaded.config, operations=host_operations(comfy.ops.manual_cast), dtype=dtype)
+    module.load_state_dict(loaded.state_dict(), assign=True)
+    return module
+
+
+def _video_decode_memory(decoder: TurboDecoder) -> Callable[[tuple[int, ...], torch.dtype], float]:
+    """Bytes for one window, the largest thing that is ever decoded at once. The widest full-size layer decides."""
+    config = decoder.config
+    scale, widest = 1, 1
+    for stage in config.stages:
+        scale *= 2 if stage.doubles_space else 1
+        if scale * config.patch_size == geometry.SPATIAL_STRIDE:
+            widest = max(widest, stage.channels)
+
+    def memory(shape: tuple[int, ...], dtype: torch.dtype) -> float:
+        latents = min(shape[2], max(config.first_window, config.window)) + 2 * CONTEXT
+        frames = latents * geometry.TEMPORAL_STRIDE
+        return shape[0] * widest * frames * shape[3] * shape[4] * scale**2 * mm.dtype_size(dtype) * COPIES
+
+    return memory
+
+
+@contextmanager
+def _without_detection_warning() -> Iterator[None]:
+    """The host says that it found no VAE in an empty state dict. That is how it is asked for defaults here."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "No VAE weights detected" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(keep)
+    try:
+        yield
+    finally:
+        root.removeFilter(keep)

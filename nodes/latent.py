@@ -1,0 +1,158 @@
+"""Latents to start from: empty ones, and ones whose first frame is a given picture."""
+
+import logging
+
+import comfy.model_management
+import torch
+from comfy.nested_tensor import NestedTensor
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..happyhorse_core import geometry
+from ..happyhorse_core.media.image import fit_image
+from ..happyhorse_core.video_vae.latent_statistics import denormalise
+from . import checks
+
+log = logging.getLogger("happyhorse")
+
+CATEGORY = "HappyHorse/latent"
+
+
+class HappyHorseEmptyLatent(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HappyHorseEmptyLatent",
+            display_name="Empty HappyHorse Latent",
+            category=CATEGORY,
+            description="An empty video and audio latent of one length, at 25 frames a second.",
+            search_aliases=["happyhorse", "empty latent", "audio video latent", "av latent", "magihuman"],
+            inputs=[
+                io.Int.Input(
+                    "width",
+                    default=448,
+                    min=geometry.SIZE_STEP,
+                    max=geometry.MAX_PIXELS_PER_SIDE,
+                    step=geometry.SIZE_STEP,
+                    tooltip="Pixels, floored to a multiple of 32. The released models were trained around 448 x 256.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=256,
+                    min=geometry.SIZE_STEP,
+                    max=geometry.MAX_PIXELS_PER_SIDE,
+                    step=geometry.SIZE_STEP,
+                    tooltip="Pixels, floored to a multiple of 32.",
+                ),
+                io.Float.Input(
+                    "seconds",
+                    default=5.0,
+                    min=0.04,
+                    max=float(geometry.MAX_SECONDS),
+                    step=0.04,
+                    tooltip="Length of the clip where frames is 0. The released models are mostly used for 5 to 10 s.",
+                ),
+                io.Int.Input(
+                    "frames",
+                    default=0,
+                    min=0,
+                    max=geometry.MAX_SECONDS * geometry.FRAME_RATE + 1,
+                    tooltip="Length in frames instead, floored to 4n + 1 (125 frames give 125, 128 give 125). 0: from "
+                    "seconds.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "batch_size", default=1, min=1, max=64, tooltip="Clips to make at once, each from its own noise."
+                ),
+            ],
+            outputs=[io.Latent.Output(display_name="LATENT", tooltip="Video and audio, for HappyHorse Sampler.")],
+        )
+
+    @classmethod
+    def execute(cls, width: int, height: int, seconds: float, frames: int = 0, batch_size: int = 1) -> io.NodeOutput:
+        length = geometry.snap_frames(frames) if frames else geometry.frames_from_seconds(seconds)
+        shape = geometry.ClipShape(*geometry.snap_size(width, height), length)
+        if (shape.width, shape.height) != (width, height):
+            log.warning(
+                "HappyHorse: %d x %d is not a multiple of 32; the clip is %d x %d.",
+                width,
+                height,
+                shape.width,
+                shape.height,
+            )
+        if frames not in (0, length):
+            log.warning("HappyHorse: %d frames are not 4n + 1; the clip has %d.", frames, length)
+        device = comfy.model_management.intermediate_device()
+        streams = [torch.zeros(batch_size, *size, device=device) for size in (shape.video_latent, shape.audio_latent)]
+        return io.NodeOutput({"samples": NestedTensor(streams)})
+
+
+class HappyHorseImageToVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HappyHorseImageToVideo",
+            display_name="HappyHorse Image To Video",
+            category=CATEGORY,
+            description="Makes a picture the first frame of a clip: encodes it into the latent and holds it there with "
+            "a noise mask.",
+            search_aliases=["happyhorse", "i2v", "img2vid", "first frame", "start image", "magihuman"],
+            inputs=[
+                io.Vae.Input("vae", tooltip="A video VAE that was loaded with an encoder (Wan2.2_VAE.pth)."),
+                io.Image.Input(
+                    "image",
+                    tooltip="One picture. It is cropped around its centre to the clip's aspect, then resized.",
+                ),
+                io.Latent.Input("latent", tooltip="From Empty HappyHorse Latent: it decides size and length."),
+            ],
+            outputs=[io.Latent.Output(display_name="LATENT", tooltip="The same latent, its first frame held.")],
+        )
+
+    @classmethod
+    def execute(cls, vae: object, image: Tensor, latent: dict) -> io.NodeOutput:
+        video, audio = checks.streams_of(latent)
+        checks.check_video_vae(vae, "vae")
+        stride = geometry.SPATIAL_STRIDE
+        picture = fit_image(checks.one_picture(image, "image"), video.shape[4] * stride, video.shape[3] * stride)
+        pixels = (picture[:, :, 0].movedim(1, -1) + 1) / 2
+        still = vae.encode(pixels).to(video)
+        held = with_first_frame(video, still)
+        masks = NestedTensor([first_frame_mask(held, latent), audio_mask(audio, latent)])
+        return io.NodeOutput({**latent, "samples": NestedTensor([held, audio]), "noise_mask": masks})
+
+
+def with_first_frame(video: Tensor, still: Tensor) -> Tensor:
+    """Raw [B, 48, T, H, W] with its first frame replaced by raw [1, 48, 1, H, W].
+
+    Frames that are still empty become the mean of the latent space: what the sampler takes for zero.
+    """
+    empty = torch.count_nonzero(video) == 0
+    held = denormalise(torch.zeros_like(video)) if empty else video.clone()
+    held[:, :, :1] = still
+    return held
+
+
+def first_frame_mask(video: Tensor, latent: dict) -> Tensor:
+    """[B, 1, T, H, W]: 0 on the first frame, elsewhere what the latent's own mask says, 1 without one."""
+    mask = torch.ones(video.shape[0], 1, *video.shape[2:], device=video.device, dtype=video.dtype)
+    given = _given_masks(latent)[0]
+    if given is not None and given.shape[2:] == mask.shape[2:]:
+        mask = given[:, :1].to(mask).expand_as(mask).clone()
+    mask[:, :, :1] = 0
+    return mask
+
+
+def audio_mask(audio: Tensor, latent: dict) -> Tensor:
+    """[B, 1, A]: what the latent's own mask says of the sound, 1 without one."""
+    given = _given_masks(latent)[1]
+    return torch.ones(audio.shape[0], 1, audio.shape[2], device=audio.device) if given is None else given
+
+
+def _given_masks(latent: dict) -> tuple[Tensor | None, Tensor | None]:
+    mask = latent.get("noise_mask")
+    if mask is None:
+        return None, None
+    if getattr(mask, "is_nested", False):
+        video, audio = mask.unbind()
+        return video, audio
+    return (mask, None) if mask.ndim == 5 else (None, None)
