@@ -34,6 +34,8 @@ _DAMAGED = (
     TypeError,
     AttributeError,
     AssertionError,
+    MemoryError,
+    OverflowError,
     struct.error,
     zipfile.BadZipFile,
 )
@@ -65,19 +67,19 @@ def _load_safely(path: Path) -> Any:
         raise CheckpointError(f"{path}: found a safetensors file named as a pickled one. Name it .safetensors.")
     try:
         is_archive = zipfile.is_zipfile(path)
-        if _is_program(path, is_archive):
-            raise CheckpointError(f"{path}: found a compiled program (TorchScript) or a tar. {_EXPECTED}")
+        is_program = _is_program(path, is_archive)
         # Files written before PyTorch 1.6 are no archives and can't be mapped.
-        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=is_archive)
+        content = None if is_program else torch.load(str(path), map_location="cpu", weights_only=True, mmap=is_archive)
     except pickle.UnpicklingError as error:
         raise _refused(path, str(error)) from error
     except _DAMAGED as error:
-        if isinstance(error, CheckpointError):
-            raise
-        first_line = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(
-            f"{path}: is no PyTorch weights file, or an incomplete one ({first_line}). Download it again."
+            f"{path}: is no PyTorch weights file, or an incomplete one ({reason}). Download it again."
         ) from error
+    if is_program:
+        raise CheckpointError(f"{path}: found a compiled program (TorchScript) or a tar. {_EXPECTED}")
+    return content
 
 
 def _is_program(path: Path, is_archive: bool) -> bool:

@@ -3,8 +3,8 @@
 Community files hold a weight divided by a scale, in float8, and the scale beside it. Read without its scale, such a
 weight has the right shape and wrong values, so the two belong together: a float8 tensor ``X.weight`` is multiplied by
 ``X.weight.__fp8_scale``, ``X.weight_scale`` or ``X.scale_weight``, one number or one a row. Where no tensor has a
-scale, float8 is plain rounding and taken as it is; where some have one and others don't, scales were lost. All other
-quantised kinds are refused.
+scale, float8 is plain rounding and taken as it is; where some matrices have one and others don't, scales were lost.
+All other quantised kinds are refused.
 """
 
 import json
@@ -35,15 +35,15 @@ def dequantised(source: TensorSource) -> TensorSource:
     entries = {name: entry for name, entry in source.entries.items() if not _is_file_mark(name)}
     is_scaled = len(entries) < len(source)
     bare = []
-    for name, entry in source.entries.items():
+    for name, entry in list(entries.items()):
         if entry.dtype not in _FLOAT8:
             continue
         scale = _take_scale(name, entry, entries)
-        if scale is None:
-            bare.append(name)
-        else:
+        if scale is not None:
             is_scaled = True
             entries[name] = _scaled(name, entry, scale)
+        elif len(entry.shape) > 1:
+            bare.append(name)
     if is_scaled and bare:
         raise CheckpointError(
             f"{source.path}: {len(bare)} float8 tensors have no scale in a file of scaled ones: {some(bare)}. "
