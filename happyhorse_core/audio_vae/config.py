@@ -1,6 +1,7 @@
 """The sizes of an Oobleck autoencoder, read off the shapes of its tensors."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -64,9 +65,8 @@ def detect_oobleck(shapes: Shapes, where: str) -> OobleckConfig:
 
 
 def _count_blocks(shapes: Shapes, half: str, where: str) -> int:
-    count = 0
-    while f"{half}.layers.{count + 1}.layers.{SAMPLING_LAYER[half]}.weight" in shapes:
-        count += 1
+    found = (re.match(rf"{half}\.layers\.(\d+)\.layers\.", name) for name in shapes)
+    count = max((int(match[1]) for match in found if match), default=0)
     if not count:
         raise CheckpointError(
             f"{where}: not Stable Audio Open's autoencoder; it has no tensors of {half}.layers.1. "
