@@ -51,7 +51,6 @@ TEXT_CONFIG: dict[str, Any] = {
     "hidden_activation": "gelu_pytorch_tanh",
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
-    "max_position_embeddings": 8192,
     "attention_bias": False,
     "pad_token_id": 0,
     "eos_token_id": 1,
@@ -303,14 +302,14 @@ def _values(name: str, shape: Shape, generator: torch.Generator) -> Tensor:
 
 
 def _gain(name: str) -> float:
-    """How much a layer amplifies: one, but for the ends whose outputs have a range to keep to."""
+    """How much a layer amplifies: one, but for ends whose outputs have a range to keep to and for residual branches."""
     if name.startswith("final_linear_"):
         return 0.25
     if name.endswith("decoder.layers.7.weight_g"):
+        return 0.1
+    if re.search(r"\.layers\.\d\.layers\.\d\.layers\.3\.weight_g$", name):
         return 0.2
-    if name.startswith(("decoder.conv_out", "decoder.up_blocks")):
-        return 1.4
-    return 1.0
+    return 1.4 if name.startswith(("decoder.conv_out", "decoder.up_blocks")) else 1.0
 
 
 # --- tokenizer --------------------------------------------------------------------------------------------------------

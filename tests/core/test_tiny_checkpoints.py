@@ -12,12 +12,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from happyhorse_core.audio_vae.load import load_oobleck
 from happyhorse_core.checkpoint.detect import detect_transformer
 from happyhorse_core.checkpoint.load import load_module
 from happyhorse_core.checkpoint.source import open_source
 from happyhorse_core.dit.model import HappyHorseTransformer
 from happyhorse_core.ops import TorchOps
 from happyhorse_core.text.load import load_text_encoder
+from happyhorse_core.video_vae.load import load_image_encoder, load_turbo_decoder
 from tools import make_tiny_checkpoints as tiny
 
 ROOT = Path(__file__).parent.parent.parent
@@ -215,3 +217,16 @@ def test_prompt_steers_a_transformer_that_stays_tame(released):
         for a, b in ((video_a, video_b), (audio_a, audio_b)):
             assert 0.1 < a.std() < 1
             assert (a - b).abs().max() > 1e-3
+
+
+@torch.inference_mode()
+def test_noise_becomes_pictures_and_sound_within_their_ranges(released):
+    generator = torch.Generator().manual_seed(1)
+    decoder = load_turbo_decoder(released / "turbo_vae" / "checkpoint-340000.ckpt", dtype=torch.float32)
+    pictures = decoder(torch.randn(1, 48, 2, 3, 2, generator=generator))
+    audio_vae = load_oobleck(released / "stable-audio-open-1.0" / "model.safetensors")
+    sound = audio_vae.decode(torch.randn(1, 64, 3, generator=generator))
+    encoder = load_image_encoder(released / "Wan2.2-TI2V-5B" / "Wan2.2_VAE.pth", dtype=torch.float32)
+    latent = encoder(torch.rand(1, 3, 1, 32, 64, generator=generator) * 2 - 1)
+    for result, low, high in ((pictures, 0.2, 1.5), (sound, 0.03, 0.5), (latent, 0.1, 2.0)):
+        assert low < result.std() < high
