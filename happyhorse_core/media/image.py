@@ -97,14 +97,16 @@ def _from_grey(values: np.ndarray) -> Image.Image:
 
 
 def _crop_to_aspect(picture: Image.Image, width: int, height: int) -> Image.Image:
-    """The largest centred part of the target's aspect; its fractional corners are rounded by Pillow, halves to even."""
+    """The largest centred part of the target's aspect. Corners round halves to even, as the released model's do."""
     full_width, full_height = picture.size
     if full_height * width > height * full_width:
         part_width, part_height = full_width, max(1, int(full_width * height / width))
     else:
         part_width, part_height = max(1, int(full_height * width / height)), full_height
-    left, top = (full_width - part_width) / 2, (full_height - part_height) / 2
-    return picture.crop((left, top, left + part_width, top + part_height))
+    left, right = round((full_width - part_width) / 2), round((full_width + part_width) / 2)
+    top, bottom = round((full_height - part_height) / 2), round((full_height + part_height) / 2)
+    # A part of one pixel between two halves would round to nothing.
+    return picture.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
 
 
 def _to_tensor(picture: Image.Image) -> Tensor:
