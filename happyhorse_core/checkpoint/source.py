@@ -116,6 +116,7 @@ def _open_shards(path: Path, shards: dict[Path, list[str] | None]) -> TensorSour
     """One source over several files, each with the names that must be in it; None asks for at least one tensor."""
     files = [SafetensorsFile(shard) for shard in shards]
     entries: dict[str, TensorEntry] = {}
+    indexed: dict[str, TensorEntry] = {}
     metadata: dict[str, str] = {}
     for file, names in zip(files, shards.values(), strict=True):
         absent = [name for name in names or () if name not in file.entries]
@@ -124,8 +125,11 @@ def _open_shards(path: Path, shards: dict[Path, list[str] | None]) -> TensorSour
                 f"{file.path}: {len(absent)} tensors that the index places here are missing: {some(absent)}. "
                 "The index and the files are of different downloads."
             )
+        # Tensors that the index forgot count too; of one that is in two files, the index says which is meant.
+        indexed.update({name: file.entries[name] for name in names or ()})
         entries.update(file.entries)
         metadata.update(file.metadata)
+    entries.update(indexed)
     if not entries:
         raise CheckpointError(f"{path}: found no tensors in it; expected weights. Download it again.")
 
