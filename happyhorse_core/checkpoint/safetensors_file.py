@@ -46,7 +46,7 @@ _MAX_HEADER_BYTES = 100_000_000
 """The limit that the format itself sets."""
 _IS_COMMON_LINUX = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000) if _IS_COMMON_LINUX else None
-"""Python names this flag of Linux only since 3.12 or so; its value is the same on these machines."""
+"""Not every Python names this flag of Linux; its value is the same on these machines."""
 
 
 @dataclass(frozen=True)
