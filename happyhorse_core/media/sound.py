@@ -98,7 +98,7 @@ def _check_samples(samples: np.ndarray, rate: int, name: str) -> None:
         raise InputError(f"audio: {name} is empty. Choose another.")
     if samples.shape[1] * MODEL_SAMPLE_RATE < SAMPLES_PER_AUDIO_LATENT * rate:
         raise InputError(
-            f"audio: {name} lasts {samples.shape[1] / rate:.3f} s, expected at least "
+            f"audio: {name} lasts {samples.shape[1] / rate:.4g} s, expected at least "
             f"{SAMPLES_PER_AUDIO_LATENT / MODEL_SAMPLE_RATE:g} s (one frame)."
         )
     if not np.isfinite(samples).all():

@@ -151,14 +151,14 @@ def _writing(path: Path) -> Iterator[None]:
 def _check_writable(path: Path, probe: Path) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise OutputError(f"output: found {path.name!r}, expected a name that ends in {' or '.join(SUFFIXES)}.")
-    if not path.parent.is_dir():
-        raise OutputError(f"output: the folder {path.parent} does not exist. Create it, or choose another.")
-    if path.exists() and not path.is_file():
-        raise OutputError(f"output: {path} exists and is not a file. Choose another name.")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise OutputError(f"output: {path} exists and is write-protected. Choose another name.")
     try:
+        if not path.parent.is_dir():
+            raise OutputError(f"output: the folder {path.parent} does not exist. Create it, or choose another.")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"output: {path} exists and is not a file. Choose another name.")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise OutputError(f"output: {path} exists and is write-protected. Choose another name.")
         probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
-        raise OutputError(f"output: can't write in {path.parent} ({error.strerror}). Choose another folder.") from error
+        raise OutputError(f"output: can't write {path} ({error.strerror}). Choose another place.") from error
