@@ -2,7 +2,9 @@
 
 from fractions import Fraction
 
+import torch.nn.functional as F
 from comfy_api.latest import InputImpl, Types, io
+from torch import Tensor
 
 from ..happyhorse_core import geometry
 from . import checks
@@ -26,8 +28,8 @@ class HappyHorseDecode(io.ComfyNode):
                 io.Vae.Input("audio_vae", tooltip="From Load HappyHorse Audio VAE."),
             ],
             outputs=[
-                io.Image.Output(display_name="IMAGE", tooltip="All frames."),
-                io.Audio.Output(display_name="AUDIO", tooltip="As long as the frames."),
+                io.Image.Output(display_name="IMAGE", tooltip="All frames, one clip after the other."),
+                io.Audio.Output(display_name="AUDIO", tooltip="Stereo sound, as long as the frames."),
                 io.Video.Output(display_name="VIDEO", tooltip="Both, for Save Video. Of a batch, the first clip."),
             ],
         )
@@ -38,7 +40,7 @@ class HappyHorseDecode(io.ComfyNode):
         checks.check_video_vae(vae, "vae")
         checks.check_audio_vae(audio_vae, "audio_vae")
         frames = vae.decode(video)
-        waveform = audio_vae.decode(audio).movedim(-1, 1).clamp(-1, 1)
+        waveform = as_long_as(frames.shape[1], audio_vae.decode(audio).movedim(-1, 1).clamp(-1, 1))
         sound = {"waveform": waveform, "sample_rate": geometry.OUTPUT_SAMPLE_RATE}
         clip = Types.VideoComponents(
             images=frames[0],
@@ -46,3 +48,9 @@ class HappyHorseDecode(io.ComfyNode):
             frame_rate=Fraction(geometry.FRAME_RATE),
         )
         return io.NodeOutput(frames.flatten(0, 1), sound, InputImpl.VideoFromComponents(clip))
+
+
+def as_long_as(pictures: int, waveform: Tensor) -> Tensor:
+    """[B, 2, N] -> [B, 2, 1764 * pictures]: sound may come up to three frames longer than the pictures."""
+    samples = pictures * geometry.OUTPUT_SAMPLE_RATE // geometry.FRAME_RATE
+    return F.pad(waveform, (0, samples - waveform.shape[-1]))

@@ -47,7 +47,7 @@ class HappyHorseEmptyLatent(io.ComfyNode):
                 io.Float.Input(
                     "seconds",
                     default=5.0,
-                    min=0.04,
+                    min=0.16,
                     max=float(geometry.MAX_SECONDS),
                     step=0.04,
                     tooltip="Length of the clip where frames is 0. The released models are mostly used for 5 to 10 s.",
@@ -57,8 +57,8 @@ class HappyHorseEmptyLatent(io.ComfyNode):
                     default=0,
                     min=0,
                     max=geometry.MAX_SECONDS * geometry.FRAME_RATE + 1,
-                    tooltip="Length in frames instead, floored to 4n + 1 (125 frames give 125, 128 give 125). 0: from "
-                    "seconds.",
+                    tooltip="Length in frames instead; 0: from seconds. Pictures come in fours after the first, so 126 "
+                    "frames give 125 pictures.",
                     advanced=True,
                 ),
                 io.Int.Input(
@@ -70,7 +70,7 @@ class HappyHorseEmptyLatent(io.ComfyNode):
 
     @classmethod
     def execute(cls, width: int, height: int, seconds: float, frames: int = 0, batch_size: int = 1) -> io.NodeOutput:
-        length = geometry.snap_frames(frames) if frames else geometry.frames_from_seconds(seconds)
+        length = geometry.check_frames(frames) if frames else geometry.frames_from_seconds(seconds)
         shape = geometry.ClipShape(*geometry.snap_size(width, height), length)
         if (shape.width, shape.height) != (width, height):
             log.warning(
@@ -80,8 +80,8 @@ class HappyHorseEmptyLatent(io.ComfyNode):
                 shape.width,
                 shape.height,
             )
-        if frames not in (0, length):
-            log.warning("HappyHorse: %d frames are not 4n + 1; the clip has %d.", frames, length)
+        if frames not in (0, shape.pictures):
+            log.warning("HappyHorse: %d frames are not 4n + 1; the clip has %d pictures.", frames, shape.pictures)
         device = comfy.model_management.intermediate_device()
         streams = [torch.zeros(batch_size, *size, device=device) for size in (shape.video_latent, shape.audio_latent)]
         return io.NodeOutput({"samples": NestedTensor(streams)})

@@ -16,12 +16,13 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...happyhorse_core.checkpoint.detect import detect_transformer, find_prefix
 from ...happyhorse_core.checkpoint.load import load_module
-from ...happyhorse_core.checkpoint.roles import ROLES, resolve_role
-from ...happyhorse_core.checkpoint.source import TensorSource, open_source
+from ...happyhorse_core.checkpoint.roles import ROLES
+from ...happyhorse_core.checkpoint.source import TensorSource
 from ...happyhorse_core.config import TransformerConfig
+from ...happyhorse_core.dit.load import BANDS, inspect_transformer
 from ...happyhorse_core.dit.model import HappyHorseTransformer
+from ...happyhorse_core.dit.rope import frequency_bands
 from ...happyhorse_core.ops import TorchOps
 from .diffusion import HappyHorseConfig
 
@@ -47,25 +48,23 @@ def load_diffusion_model(
     path: str, role: str = AUTO, weight_dtype: str = DEFAULT, disable_dynamic: bool = False
 ) -> comfy.model_patcher.ModelPatcher:
     """A transformer checkpoint, file or folder, as a MODEL. ``role`` and ``weight_dtype`` are the loader's choices."""
-    with open_source(path) as opened:
-        source = opened.sub(find_prefix(opened.names, path))
-        chosen, reason = resolve_role(None if role == AUTO else role, source.metadata, Path(path))
-        transformer = detect_transformer(source.shapes, role=chosen, metadata=source.metadata, where=path)
+    file = inspect_transformer(Path(path), None if role == AUTO else role)
+    with file.source as source:
         requested = WEIGHT_DTYPES[weight_dtype]
         quantised = requested is None and is_quantised(source)
         if quantised:
             source = with_host_notes(source)
-        check_tensors(source, transformer, quantised)
-        config = HappyHorseConfig(transformer, chosen)
+        check_tensors(source, file.config, quantised)
+        config = HappyHorseConfig(file.config, file.role)
         choose_dtypes(config, source, requested, quantised)
         patcher = build_patcher(config, lambda: read_state(source, config), disable_dynamic)
     patcher.cached_patcher_init = (load_diffusion_model, (path, role, weight_dtype))
     log.info(
         "HappyHorse: loaded %s as the %s model (%s): %d layers, weights %s.",
         path,
-        chosen.name,
-        reason,
-        transformer.num_layers,
+        file.role.name,
+        file.role_origin,
+        file.config.num_layers,
         "quantised" if quantised else config.unet_config["dtype"],
     )
     return patcher
@@ -173,6 +172,9 @@ def read_state(source: TensorSource, config: HappyHorseConfig) -> dict[str, Tens
         tensor = source.read(name)
         state[name] = tensor.float() if name in exact else tensor
         progress(done, len(source))
+    if source.dtypes[BANDS] != torch.float32:
+        # Merged files store the rotary frequencies rounded, which moves every position; the formula is exact.
+        state[BANDS] = frequency_bands(config.transformer.rope_bands)
     return state
 
 

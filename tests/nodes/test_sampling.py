@@ -1,0 +1,217 @@
+"""Sampling through the host's code against the core's own loops, on the same noise."""
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import comfy_extras.nodes_custom_sampler as custom
+import pytest
+import tiny
+import torch
+from comfy.nested_tensor import NestedTensor
+from happyhorse_pack import nodes as pack
+from happyhorse_pack.happyhorse_core.sampling.loop import denoise, guided
+from happyhorse_pack.happyhorse_core.sampling.schedule import flow_sigmas
+from happyhorse_pack.happyhorse_core.sampling.solver import DistilledSolver, UniPC
+from happyhorse_pack.happyhorse_core.video_vae.latent_statistics import denormalise, normalise
+
+SEED = 7
+
+
+def sample(latent, seed=SEED, steps=3, text=tiny.PROMPT):
+    inputs = {"positive": tiny.positive(text), "latent": latent, "seed": seed, "steps": steps}
+    return tiny.run(pack.HappyHorseSampler, model=tiny.model(), **inputs)[0]
+
+
+def velocity(patcher, text):
+    """The core's view of the model: no host sampling code between."""
+    core = patcher.model.diffusion_model
+
+    def call(video, audio, sigma):
+        return core([video, audio], torch.tensor([sigma]), context=text)
+
+    return call
+
+
+def step_noises(latent, steps, seed=SEED):
+    """The fresh noise of each step as the host's lcm draws it on the CPU: packed, from the seed after the given one."""
+    video, audio = tiny.streams(latent)
+    generator = torch.Generator().manual_seed(seed + 1)
+    packed, shapes = comfy.utils.pack_latents([video, audio])
+    drawn = [torch.randn(packed.shape, generator=generator) for _ in range(steps)]
+    return [comfy.utils.unpack_latents(noise, shapes) for noise in drawn]
+
+
+def core_distilled(latent, steps, *, image_latent=None, hold_audio=False):
+    """The released model's loop in the core, on the host's noise, in the transformer's latent space."""
+    sigmas = flow_sigmas(steps)
+    video, audio = tiny.streams({"samples": comfy.sample.prepare_noise(latent["samples"], SEED)})
+    drawn = step_noises(latent, steps)
+    solvers = [DistilledSolver(sigmas, lambda i, like, s=s: drawn[i][s]) for s in range(2)]
+    if hold_audio:
+        audio, solvers[1] = tiny.streams(latent)[1], None
+    text = tiny.positive()[0][0]
+    call = velocity(tiny.model(), text)
+    return denoise(call, video, audio, sigmas, solvers[0], solvers[1], image_latent=image_latent)
+
+
+def test_distilled_sampler_equals_the_core_loop():
+    latent = tiny.empty()
+    video, audio = tiny.streams(sample(latent, steps=8))
+    expected_video, expected_audio = core_distilled(latent, 8)
+    torch.testing.assert_close(normalise(video), expected_video, atol=2e-4, rtol=0)
+    torch.testing.assert_close(audio, expected_audio, atol=2e-4, rtol=0)
+
+
+def test_first_frame_is_held_as_in_the_core_loop():
+    latent = tiny.empty()
+    inputs = {"vae": tiny.video_vae(), "image": tiny.picture(), "latent": latent}
+    start = tiny.run(pack.HappyHorseImageToVideo, **inputs)[0]
+    video, audio = tiny.streams(sample(start))
+    still = tiny.streams(start)[0][:, :, :1]
+    torch.testing.assert_close(video[:, :, :1], still, atol=1e-5, rtol=0)
+    expected_video, expected_audio = core_distilled(latent, 3, image_latent=normalise(still))
+    torch.testing.assert_close(normalise(video), expected_video, atol=2e-4, rtol=0)
+    torch.testing.assert_close(audio, expected_audio, atol=2e-4, rtol=0)
+    free, _ = tiny.streams(sample(latent))
+    assert not torch.allclose(free[:, :, 1:], video[:, :, 1:], atol=1e-2)
+
+
+def test_given_sound_is_held_and_steers_the_picture():
+    latent = tiny.empty()
+    video, audio = tiny.streams(latent)
+    sound = torch.randn(audio.shape, generator=torch.Generator().manual_seed(1))
+    masks = NestedTensor([torch.ones_like(video[:, :1]), torch.zeros_like(sound[:, :1])])
+    driven = {"samples": NestedTensor([video, sound]), "noise_mask": masks}
+    found_video, found_audio = tiny.streams(sample(driven))
+    assert torch.equal(found_audio, sound)
+    expected_video, _ = core_distilled(driven, 3, hold_audio=True)
+    torch.testing.assert_close(normalise(found_video), expected_video, atol=2e-4, rtol=0)
+
+
+def test_one_seed_one_clip():
+    latent = tiny.empty()
+    first, again, other = (tiny.streams(sample(latent, seed)) for seed in (SEED, SEED, SEED + 5))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.allclose(first[0], other[0], atol=1e-2)
+
+
+def test_batch_makes_different_clips():
+    video, audio = tiny.streams(sample(tiny.empty(batch_size=2)))
+    assert video.shape[0] == audio.shape[0] == 2
+    assert not torch.allclose(video[0], video[1], atol=1e-2)
+
+
+def test_unipc_under_the_core_nodes_equals_the_core_loop():
+    latent, steps = tiny.empty(), 6
+    patcher, text = tiny.model("daVinci-MagiHuman/base"), tiny.positive()
+    sigmas = tiny.run(pack.HappyHorseSigmas, steps=steps)[0]
+    guider = custom.BasicGuider.execute(patcher, text).args[0]
+    noise = custom.RandomNoise.execute(SEED).args[0]
+    solver = tiny.run(pack.HappyHorseSamplerUniPC)[0]
+    out, _ = custom.SamplerCustomAdvanced.execute(noise, guider, solver, sigmas, latent).args
+    start = [s * sigmas[0] for s in comfy.sample.prepare_noise(latent["samples"], SEED).unbind()]
+    expected = denoise(velocity(patcher, text[0][0]), *start, sigmas, UniPC(sigmas), UniPC(sigmas))
+    video, audio = tiny.streams(out)
+    for found, wanted in ((normalise(video), expected[0]), (audio, expected[1])):
+        assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def test_constant_guidance_of_the_host_equals_guided_velocities():
+    """Two prompts of unlike lengths: each must reach the model whole and unpadded."""
+    latent, sigmas, patcher = tiny.empty(), flow_sigmas(3), tiny.model("daVinci-MagiHuman/base")
+    good, bad = tiny.positive(), tiny.positive("Blurred.")
+    guider = custom.CFGGuider.execute(patcher, good, bad, 5.0).args[0]
+    noise = custom.RandomNoise.execute(SEED).args[0]
+    solver = tiny.run(pack.HappyHorseSamplerUniPC)[0]
+    out, _ = custom.SamplerCustomAdvanced.execute(noise, guider, solver, sigmas, latent).args
+    start = [s * sigmas[0] for s in comfy.sample.prepare_noise(latent["samples"], SEED).unbind()]
+    calls = [velocity(patcher, text[0][0]) for text in (good, bad)]
+    early = sigmas.clone()
+    assert all(level > 0.5 for level in early[:-1]), "the core's guidance is 5 for both streams on all these levels"
+    expected = denoise(guided(*calls), *start, sigmas, UniPC(sigmas), UniPC(sigmas))
+    video, audio = tiny.streams(out)
+    torch.testing.assert_close(normalise(video), expected[0], atol=1e-3, rtol=0)
+    torch.testing.assert_close(audio, expected[1], atol=1e-3, rtol=0)
+
+
+def test_core_ksampler_takes_an_empty_latent_of_another_node():
+    from comfy_extras.nodes_hunyuan import EmptyHunyuanLatentVideo
+
+    import nodes
+
+    latent = EmptyHunyuanLatentVideo.execute(96, 64, 9, 1).args[0]
+    text = tiny.positive()
+    out = nodes.KSampler().sample(tiny.model(), 1, 2, 1.0, "lcm", "simple", text, text, latent)[0]
+    video, audio = tiny.streams(out)
+    assert list(video.shape) == [1, 48, 3, 4, 6]
+    assert list(audio.shape) == [1, 64, 9]
+
+
+def test_context_windows_take_the_sound_of_their_frames():
+    model = tiny.model().model
+    shapes = [[1, 48, 5, 4, 6], [1, 64, 17]]
+    windows = model.map_context_window_to_modalities([0, 1, 2], shapes, 2)
+    assert windows == [[0, 1, 2], list(range(9))]
+    windows = model.map_context_window_to_modalities([3, 4], shapes, 2)
+    assert windows == [[3, 4], list(range(9, 17))]
+
+
+def test_latent_statistics_touch_the_video_alone_in_every_form():
+    model = tiny.model().model
+    video, audio = torch.randn(1, 48, 2, 2, 2), torch.randn(1, 64, 5)
+    nested = model.process_latent_in(NestedTensor([video, audio])).unbind()
+    torch.testing.assert_close(nested[0], normalise(video))
+    assert nested[1] is audio
+    packed, model.latent_shapes = comfy.utils.pack_latents([video, audio])
+    found = comfy.utils.unpack_latents(model.process_latent_in(packed), model.latent_shapes)
+    torch.testing.assert_close(found[0], normalise(video))
+    assert torch.equal(found[1], audio)
+    model.latent_shapes = [video.shape]
+    torch.testing.assert_close(model.process_latent_out(video), denormalise(video))
+
+
+def test_interrupting_stops_at_the_next_layer_and_leaves_the_model_usable():
+    latent = tiny.empty()
+    expected = tiny.streams(sample(latent))
+    calls = []
+
+    def interrupt(args, extra):
+        calls.append(1)
+        comfy.model_management.interrupt_current_processing(True)
+        return extra["original_block"](args)
+
+    patcher = tiny.model().clone()
+    patcher.set_model_patch_replace(interrupt, "dit", "double_block", 1)
+    inputs = {"positive": tiny.positive(), "latent": latent, "seed": SEED, "steps": 3}
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        tiny.run(pack.HappyHorseSampler, model=patcher, **inputs)
+    assert len(calls) == 1
+    assert all(torch.equal(a, b) for a, b in zip(tiny.streams(sample(latent)), expected, strict=True))
+
+
+def test_previews_show_a_frame_from_the_middle():
+    import latent_preview
+
+    form = tiny.model().model.latent_format
+    previewer = latent_preview.Latent2RGBPreviewer(
+        form.latent_rgb_factors, form.latent_rgb_factors_bias, form.latent_rgb_factors_reshape
+    )
+    clip = torch.zeros(1, 48, 5, 4, 6)
+    grey = previewer.decode_latent_to_preview(clip)
+    assert grey.size == (6, 4)
+    clip[:, :, 0] = 3
+    assert previewer.decode_latent_to_preview(clip).tobytes() == grey.tobytes()
+    clip[:, :, 2] = 3
+    assert previewer.decode_latent_to_preview(clip).tobytes() != grey.tobytes()
+
+
+def test_step_cache_of_the_host_runs():
+    from comfy_extras.nodes_easycache import EasyCacheNode
+
+    patcher = EasyCacheNode.execute(tiny.model(), 0.0, 0.0, 0.95, False).args[0]
+    latent = tiny.empty()
+    inputs = {"positive": tiny.positive(), "latent": latent, "seed": SEED, "steps": 3}
+    cached = tiny.run(pack.HappyHorseSampler, model=patcher, **inputs)[0]
+    for found, expected in zip(tiny.streams(cached), tiny.streams(sample(latent)), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
