@@ -131,7 +131,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     start = read_start(path, 64)
     size = path.stat().st_size
     length = int.from_bytes(start[:_LENGTH_BYTES], "little")
-    if start.startswith((b"PK\x03\x04", b"\x80")):
+    # A length may begin with any byte, that of a pickle included; what follows it tells the two apart.
+    if start.startswith((b"PK\x03\x04", b"\x80")) and start[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{":
         raise CheckpointError(f"{path}: found a pickled PyTorch file named as safetensors. Name it .ckpt or .pth.")
     if (
         len(start) <= _LENGTH_BYTES
