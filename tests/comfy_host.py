@@ -412,7 +412,7 @@ def pytest_for(host: ComfyUI) -> Path:
         "-m",
         "pip",
         "install",
-        "--quiet",
+        "-qq",
         "--disable-pip-version-check",
         "--target",
         str(unfinished),

@@ -41,7 +41,7 @@ def set_up(environment: Path) -> int:
         if run(sys.executable, "-m", "venv", "--clear", str(environment)):
             return fail(f"The environment {environment} could not be made; the lines above say why.")
     say(f"Installing {REQUIREMENTS.name} into {environment.name}; the first time this takes some minutes.")
-    quiet = [] if sys.stdout.isatty() else ["--quiet"]
+    quiet = [] if sys.stdout.isatty() else ["--quiet", "--quiet"]
     pip = [str(python_of(environment)), "-m", "pip", "install", "--disable-pip-version-check", *quiet]
     if run(*pip, "--requirement", str(REQUIREMENTS)):
         return fail("pip could not install the requirements; the lines above say why. Run the command again to go on.")
