@@ -77,6 +77,14 @@ def test_encoder_and_decoder_may_differ(lopsided):
     assert detect_oobleck(shapes, "test") == LOPSIDED
 
 
+def test_the_released_size_has_156_million_parameters():
+    widths, strides = (128, 128, 256, 512, 1024, 2048), (2, 4, 4, 8, 8)
+    config = OobleckConfig(2, 64, widths, strides, widths, strides)
+    vae = Oobleck(config, operations=TorchOps, device="meta")
+    assert detect_oobleck({name: tuple(tensor.shape) for name, tensor in vae.state_dict().items()}, "test") == config
+    assert round(sum(parameter.numel() for parameter in vae.parameters()) / 1e6) == 156
+
+
 def test_released_names_but_for_the_weight_norm(released, weights):
     folded = {name.removeprefix(PREFIX).replace("weight_g", "weight").replace("weight_v", "weight") for name in weights}
     assert set(released.state_dict()) == folded

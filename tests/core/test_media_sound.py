@@ -94,7 +94,8 @@ def test_stereo_files_keep_their_channels_and_their_time(tmp_path, name, codec, 
 def test_aac_alone_and_in_a_video(tmp_path, name, picture):
     write_sound(tmp_path / name, "aac", 44_100, tones(44_100, 1.5, 440, 660), "stereo", picture=picture)
     sound = load_sound(tmp_path / name)
-    assert 0 <= sound.shape[2] / MODEL_RATE - 1.5 <= 0.03
+    # Matroska does not say how much of the first block to leave out, and FFmpeg before version 8 does not know.
+    assert 0 <= sound.shape[2] / MODEL_RATE - 1.5 <= 0.04
     assert loudest_frequency(sound[0, 0]) == pytest.approx(440, abs=1)
     assert loudest_frequency(sound[0, 1]) == pytest.approx(660, abs=1)
 
