@@ -53,7 +53,7 @@ class Mp4Writer:
         self.path = Path(path).absolute()
         self.width, self.height, self.fps, self.sample_rate = width, height, fps, sample_rate
         self.metadata = dict(metadata or {})
-        self._temporary = self.path.with_name(f".happyhorse-{uuid.uuid4().hex[:12]}.part")
+        self._temporary = self.path.parent / f".happyhorse-{uuid.uuid4().hex[:12]}.part"
         _check_writable(self.path, self._temporary)
         self._sound: list[np.ndarray] = []
         self._frames = 0

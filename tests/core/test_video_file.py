@@ -230,6 +230,7 @@ UNWRITABLE = [
     ("folder.mp4", "is not a file"),
     ("a.avi", "ends in .mp4"),
     ("a", "ends in .mp4"),
+    ("/", "ends in .mp4"),
     ("x" * 300 + ".mp4", "can't write"),
 ]
 if Path("/proc/self").exists():
