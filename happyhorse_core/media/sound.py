@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..geometry import MAX_SECONDS, MODEL_SAMPLE_RATE, SAMPLES_PER_AUDIO_LATENT
 from .files import require_file
 
-logger = logging.getLogger("happyhorse")
+logger = logging.getLogger(__name__)
 
 SILENCE_PEAK = 1e-4
 """-80 dB of full scale."""
