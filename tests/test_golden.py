@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from happyhorse_core import super_resolution
-from happyhorse_core.audio_vae.load import load_oobleck
+from happyhorse_core.audio_vae.load import read_oobleck
 from happyhorse_core.audio_vae.resample import resample_fft
 from happyhorse_core.checkpoint.detect import detect_transformer
 from happyhorse_core.checkpoint.load import load_module
@@ -124,7 +124,7 @@ def check_turbo_vaed(io: Tensors, metadata: Metadata) -> None:
 
 
 def check_audio_vae(io: Tensors, metadata: Metadata) -> None:
-    vae = load_oobleck(weights_path(metadata), dtype=torch.float32)
+    vae = read_oobleck(open_source(weights_path(metadata)), dtype=torch.float32)
     mean, scale = vae.encode_distribution(io["encoder_input"])
     assert_close(mean, io["encoder_mean"], 1e-4)
     assert_close(scale, io["encoder_scale"], 1e-4)
