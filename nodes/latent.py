@@ -3,6 +3,7 @@
 import logging
 
 import comfy.model_management
+import comfy.utils
 import torch
 from comfy.nested_tensor import NestedTensor
 from comfy_api.latest import io
@@ -136,8 +137,8 @@ def first_frame_mask(video: Tensor, latent: dict) -> Tensor:
     """[B, 1, T, H, W]: 0 on the first frame, elsewhere what the latent's own mask says, 1 without one."""
     mask = torch.ones(video.shape[0], 1, *video.shape[2:], device=video.device, dtype=video.dtype)
     given = _given_masks(latent)[0]
-    if given is not None and given.shape[2:] == mask.shape[2:]:
-        mask = given[:, :1].to(mask).expand_as(mask).clone()
+    if given is not None:
+        mask = comfy.utils.reshape_mask(given.to(mask), video.shape)[:, :1].expand_as(mask).clone()
     mask[:, :, :1] = 0
     return mask
 
@@ -155,4 +156,4 @@ def _given_masks(latent: dict) -> tuple[Tensor | None, Tensor | None]:
     if getattr(mask, "is_nested", False):
         video, audio = mask.unbind()
         return video, audio
-    return (mask, None) if mask.ndim == 5 else (None, None)
+    return mask, None

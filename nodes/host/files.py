@@ -25,7 +25,7 @@ def collapse_shards(names: Sequence[str]) -> list[str]:
         elif path.parent == PurePath():
             entries.add(f"{shard['stem']}.safetensors.index.json")
         else:
-            entries.add(str(path.parent))
+            entries.add(path.parent.as_posix())
     return sorted(entries)
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...happyhorse_core.checkpoint.load import load_module
+from ...happyhorse_core.checkpoint.quantised import dequantised
 from ...happyhorse_core.checkpoint.roles import ROLES
 from ...happyhorse_core.checkpoint.source import TensorSource
 from ...happyhorse_core.config import TransformerConfig
@@ -52,8 +53,7 @@ def load_diffusion_model(
     with file.source as source:
         requested = WEIGHT_DTYPES[weight_dtype]
         quantised = requested is None and is_quantised(source)
-        if quantised:
-            source = with_host_notes(source)
+        source = with_host_notes(source) if quantised else dequantised(source)
         check_tensors(source, file.config, quantised)
         config = HappyHorseConfig(file.config, file.role)
         choose_dtypes(config, source, requested, quantised)
@@ -108,8 +108,17 @@ def main_dtype(source: TensorSource) -> torch.dtype:
 
 
 def is_quantised(source: TensorSource) -> bool:
-    """Whether weights come with scales that the host's quantised layers keep: its own notes, or plain scaled float8."""
-    return any(name.endswith((QUANT_NOTE, COMMUNITY_SCALE)) for name in source.names)
+    """Whether the host's quantised layers can keep the weights as they are: it wrote them, or they are scaled float8."""
+    scales = [name for name in source.names if name.endswith(COMMUNITY_SCALE)]
+    if not scales:
+        return any(name.endswith(QUANT_NOTE) for name in source.names)
+    return all(_is_one_scale(source, name) for name in scales)
+
+
+def _is_one_scale(source: TensorSource, name: str) -> bool:
+    """Whether a community scale is one number for a whole float8 weight, the only kind that the host's layers know."""
+    weight = source.entries.get(f"{name.removesuffix(COMMUNITY_SCALE)}.weight")
+    return weight is not None and weight.dtype in FLOAT8_NOTE and math.prod(source.entries[name].shape) == 1
 
 
 def with_host_notes(source: TensorSource) -> TensorSource:

@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import comfy.memory_management
 import comfy.model_management
 import comfy.sd
 import pytest
@@ -185,6 +186,33 @@ def test_scaled_float8_stays_float8_and_keeps_its_scale(tmp_path, scale_name, no
     found = call(patcher.model.diffusion_model, streams, compute_dtype=torch.float32)
     for a, b in zip(found, exact, strict=True):
         assert 0 < relative_error(a, b) < 0.1
+
+
+@pytest.mark.parametrize("scale_name", ["{}.scale_weight", "{}.weight.__fp8_scale"], ids=["old", "per row"])
+def test_other_scaled_float8_is_multiplied_out(tmp_path, scale_name):
+    path = quantised_file(tmp_path / "scaled.safetensors", scale_name, note=False)
+    if "__" in scale_name:
+        tensors = load_file(path)
+        for name in [n for n in tensors if n.endswith("__fp8_scale")]:
+            rows = tensors[name.removesuffix(".__fp8_scale")].shape[0]
+            tensors[name] = tensors[name].expand(rows).clone()
+        save_file(tensors, path)
+    model = load.load_diffusion_model(path).model.diffusion_model
+    assert model.block.layers[1].mlp.up_gate_proj.weight.dtype == torch.float32
+    streams = random_streams()
+    exact = call(tiny.model().model.diffusion_model, streams)
+    assert 0 < relative_error(call(model, streams)[0], exact[0]) < 0.1
+
+
+def test_layers_that_the_host_fills_only_when_loading(monkeypatch):
+    """With dynamic memory the host makes linear layers without weights."""
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
+    path = str(checkpoint("distill"))
+    model = load.load_diffusion_model(path, weight_dtype="bf16").model.diffusion_model
+    streams = random_streams()
+    exact = call(tiny.model().model.diffusion_model, streams)
+    found = call(model, streams, compute_dtype=torch.bfloat16)
+    assert 0 < relative_error(found[0], exact[0]) < 0.02
 
 
 def test_merged_file_with_a_prefix_and_rounded_frequencies_loads(tmp_path):
