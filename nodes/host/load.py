@@ -108,7 +108,7 @@ def main_dtype(source: TensorSource) -> torch.dtype:
 
 
 def is_quantised(source: TensorSource) -> bool:
-    """Whether the host's quantised layers can keep the weights as they are: it wrote them, or they are scaled float8."""
+    """Whether the host's quantised layers can keep the weights: ones that it noted itself, or plain scaled float8."""
     scales = [name for name in source.names if name.endswith(COMMUNITY_SCALE)]
     if not scales:
         return any(name.endswith(QUANT_NOTE) for name in source.names)
