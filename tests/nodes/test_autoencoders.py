@@ -6,6 +6,7 @@ import comfy_extras.nodes_audio as audio_nodes
 import pytest
 import tiny
 import torch
+from comfy.nested_tensor import NestedTensor
 from happyhorse_pack import nodes as pack
 from happyhorse_pack.happyhorse_core.audio_vae.load import load_oobleck
 from happyhorse_pack.happyhorse_core.audio_vae.resample import resample_fft
@@ -36,6 +37,7 @@ def test_clip_text_encode_equals_the_core():
     found, extra = tiny.positive()[0]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
     assert found.dtype == torch.float32
+    assert torch.equal(found, found.half().float()), "the video model was trained on text rounded through float16"
     assert extra["pooled_output"] is None
 
 
@@ -158,6 +160,14 @@ def test_decode_node_gives_frames_sound_and_a_video_of_both():
     parts = clip.get_components()
     assert parts.frame_rate == 25
     assert torch.equal(parts.images, images)
+
+
+def test_loud_sound_stays_within_full_scale():
+    latent = tiny.empty(frames=5)
+    video, audio = tiny.streams(latent)
+    loud = {"samples": NestedTensor([video, 100 * torch.randn(audio.shape)])}
+    inputs = {"latent": loud, "vae": tiny.video_vae(), "audio_vae": tiny.audio_vae()}
+    assert tiny.run(pack.HappyHorseDecode, **inputs)[1]["waveform"].abs().max() == 1
 
 
 def test_sound_is_cut_to_the_pictures_that_come_out():

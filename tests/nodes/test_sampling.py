@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 from comfy.nested_tensor import NestedTensor
+from comfy.patcher_extension import WrappersMP
 from happyhorse_pack import nodes as pack
 from happyhorse_pack.happyhorse_core.sampling.loop import denoise, guided
 from happyhorse_pack.happyhorse_core.sampling.schedule import flow_sigmas
@@ -77,6 +78,39 @@ def test_first_frame_is_held_as_in_the_core_loop():
     assert not torch.allclose(free[:, :, 1:], video[:, :, 1:], atol=1e-2)
 
 
+def first_input(patcher, latent):
+    """What the transformer is given at the first step: streams and text."""
+    seen = []
+
+    def look(executor, x, timestep, context, *args, **kwargs):
+        seen.append([stream.clone() for stream in (*x, context)])
+        return executor(x, timestep, context, *args, **kwargs)
+
+    patcher = patcher.clone()
+    patcher.add_wrapper(WrappersMP.DIFFUSION_MODEL, look)
+    inputs = {"positive": tiny.positive(), "latent": latent, "seed": SEED, "steps": 1}
+    tiny.run(pack.HappyHorseSampler, model=patcher, **inputs)
+    return seen[0]
+
+
+def test_sampling_starts_from_pure_noise_beside_the_given_frame():
+    latent = tiny.empty()
+    noise_video, noise_audio = tiny.streams({"samples": comfy.sample.prepare_noise(latent["samples"], SEED)})
+    inputs = {"vae": tiny.video_vae(), "image": tiny.picture(), "latent": latent}
+    start = tiny.run(pack.HappyHorseImageToVideo, **inputs)[0]
+    for given in (latent, start):
+        video, audio, _ = first_input(tiny.model(), given)
+        torch.testing.assert_close(video[:, :, 1:], noise_video[:, :, 1:], atol=1e-5, rtol=0)
+        torch.testing.assert_close(audio, noise_audio, atol=1e-5, rtol=0)
+    torch.testing.assert_close(video[:, :, :1], normalise(tiny.streams(start)[0][:, :, :1]), atol=1e-6, rtol=0)
+
+
+def test_latents_and_text_reach_a_rounded_model_unrounded():
+    for tensor in first_input(tiny.model(weight_dtype="bf16"), tiny.empty()):
+        assert tensor.dtype == torch.float32
+        assert not torch.equal(tensor, tensor.bfloat16().float())
+
+
 def test_given_sound_is_held_and_steers_the_picture():
     latent = tiny.empty()
     video, audio = tiny.streams(latent)
@@ -120,15 +154,15 @@ def test_unipc_under_the_core_nodes_equals_the_core_loop():
 def test_constant_guidance_of_the_host_equals_guided_velocities():
     """Two prompts of unlike lengths: each must reach the model whole and unpadded."""
     latent, sigmas, patcher = tiny.empty(), flow_sigmas(3), tiny.model("daVinci-MagiHuman/base")
-    good, bad = tiny.positive(), tiny.positive("Blurred.")
+    text = tiny.positive()[0][0]
+    good, bad = [[text[:, :8], {}]], [[text[:, 8:12], {}]]
     guider = custom.CFGGuider.execute(patcher, good, bad, 5.0).args[0]
     noise = custom.RandomNoise.execute(SEED).args[0]
     solver = tiny.run(pack.HappyHorseSamplerUniPC)[0]
     out, _ = custom.SamplerCustomAdvanced.execute(noise, guider, solver, sigmas, latent).args
     start = [s * sigmas[0] for s in comfy.sample.prepare_noise(latent["samples"], SEED).unbind()]
     calls = [velocity(patcher, text[0][0]) for text in (good, bad)]
-    early = sigmas.clone()
-    assert all(level > 0.5 for level in early[:-1]), "the core's guidance is 5 for both streams on all these levels"
+    assert all(level > 0.501 for level in sigmas[:-1]), "the core's guidance is 5 for both streams on all these levels"
     expected = denoise(guided(*calls), *start, sigmas, UniPC(sigmas), UniPC(sigmas))
     video, audio = tiny.streams(out)
     torch.testing.assert_close(normalise(video), expected[0], atol=1e-3, rtol=0)

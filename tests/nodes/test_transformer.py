@@ -176,14 +176,17 @@ def quantised_file(path, scale_name, note):
     [("{}.weight.__fp8_scale", False), ("{}.weight_scale", True)],
     ids=["community", "comfy_quant"],
 )
-def test_scaled_float8_stays_float8_and_keeps_its_scale(tmp_path, scale_name, note):
+def test_scaled_float8_stays_float8_and_keeps_its_scale(tmp_path, monkeypatch, scale_name, note):
+    # As on a GPU: the quantised layers would compute in bfloat16, and bring every plain layer of theirs to it.
+    monkeypatch.setattr(comfy.model_management, "unet_manual_cast", lambda *args, **kwargs: torch.bfloat16)
     path = quantised_file(tmp_path / "scaled.safetensors", scale_name, note)
     patcher = load.load_diffusion_model(path)
     weight = patcher.model.diffusion_model.block.layers[1].mlp.up_gate_proj.weight
     assert type(weight).__name__ == "QuantizedTensor"
+    assert patcher.model.diffusion_model.final_linear_video.weight.dtype == torch.float32
     streams = random_streams()
     exact = call(tiny.model().model.diffusion_model, streams)
-    found = call(patcher.model.diffusion_model, streams, compute_dtype=torch.float32)
+    found = call(patcher.model.diffusion_model, streams, compute_dtype=torch.bfloat16)
     for a, b in zip(found, exact, strict=True):
         assert 0 < relative_error(a, b) < 0.1
 
@@ -204,11 +207,20 @@ def test_other_scaled_float8_is_multiplied_out(tmp_path, scale_name):
     assert 0 < relative_error(call(model, streams)[0], exact[0]) < 0.1
 
 
-def test_layers_that_the_host_fills_only_when_loading(monkeypatch):
-    """With dynamic memory the host makes linear layers without weights."""
+def merged_bf16(path):
+    """The distilled tiny model as other programs merge it: one file, all of it bfloat16, with their prefix."""
+    with open_source(checkpoint("distill")) as source:
+        save_file({f"model.diffusion_model.{name}": source.read(name).bfloat16() for name in source.names}, path)
+    return str(path)
+
+
+def test_layers_that_the_host_fills_only_when_loading(tmp_path, monkeypatch):
+    """With dynamic memory the host makes linear layers without weights, and they take the dtype of what is loaded."""
     monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
-    path = str(checkpoint("distill"))
+    path = merged_bf16(tmp_path / "merged.safetensors")
     model = load.load_diffusion_model(path, weight_dtype="bf16").model.diffusion_model
+    assert model.adapter.text_embedder.weight.dtype == torch.float32
+    assert model.block.layers[0].mlp.down_proj.weight.dtype == torch.bfloat16
     streams = random_streams()
     exact = call(tiny.model().model.diffusion_model, streams)
     found = call(model, streams, compute_dtype=torch.bfloat16)
@@ -216,10 +228,8 @@ def test_layers_that_the_host_fills_only_when_loading(monkeypatch):
 
 
 def test_merged_file_with_a_prefix_and_rounded_frequencies_loads(tmp_path):
-    with open_source(checkpoint("distill")) as source:
-        tensors = {f"model.diffusion_model.{name}": source.read(name).bfloat16() for name in source.names}
-    save_file(tensors, tmp_path / "merged.safetensors")
-    model = load.load_diffusion_model(str(tmp_path / "merged.safetensors"), weight_dtype="fp32").model.diffusion_model
+    path = merged_bf16(tmp_path / "merged.safetensors")
+    model = load.load_diffusion_model(path, weight_dtype="fp32").model.diffusion_model
     bands = tiny.model().model.diffusion_model.adapter.rope.bands
     assert torch.equal(model.adapter.rope.bands, bands)
     streams = random_streams()
