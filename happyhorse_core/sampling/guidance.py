@@ -15,9 +15,14 @@ SR_FIRST_FRAMES = 13
 SR_FIRST_SCALE = 2.0
 
 
-def video_scale(sigma: float) -> float:
-    """Guidance of the picture at a noise level: 5 while the timestep is above 500, 2 after."""
-    return VIDEO_SCALE_EARLY if timestep(sigma) > LATE_FROM_TIMESTEP else VIDEO_SCALE_LATE
+def video_scale(
+    sigma: float,
+    early: float = VIDEO_SCALE_EARLY,
+    late: float = VIDEO_SCALE_LATE,
+    late_from: int = LATE_FROM_TIMESTEP,
+) -> float:
+    """Guidance of the picture at a noise level: ``early`` while the timestep is above ``late_from``, ``late`` after."""
+    return early if timestep(sigma) > late_from else late
 
 
 def guide(positive: Tensor, negative: Tensor, scale: float | Tensor) -> Tensor:

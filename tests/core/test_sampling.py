@@ -92,6 +92,8 @@ def test_guidance_drops_in_the_second_half() -> None:
     assert scales == [5.0] * 27 + [2.0] * 5
     assert video_scale(0.501) == 5.0
     assert video_scale(0.5009) == 2.0
+    assert video_scale(0.301, 4.0, 1.5, late_from=300) == 4.0
+    assert video_scale(0.3009, 4.0, 1.5, late_from=300) == 1.5
     assert sr_video_scale(15).flatten().tolist() == [2.0] * 13 + [3.5] * 2
     assert guide(torch.tensor(3.0), torch.tensor(1.0), 5.0) == 11
 
