@@ -1,5 +1,6 @@
 """The shape and the role of a transformer checkpoint, as one frozen value."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 VIDEO, AUDIO, TEXT = 0, 1, 2
@@ -58,6 +59,18 @@ class TransformerConfig:
             return 4 * self.hidden_size
         return int(self.hidden_size * 4 * 2 / 3) // 4 * 4
 
-    def is_local(self, layer: int) -> bool:
-        """Whether video tokens of this layer see only the frames near their own."""
-        return layer in self.local_attn_layers
+    def local_radius(self, layer: int, local_layers: Collection[int] | None = None) -> int | None:
+        """How many frames to either side video tokens of a layer see; None for the whole clip.
+
+        ``local_layers`` stands in for the checkpoint's own choice of local layers.
+        """
+        local = self.local_attn_layers if local_layers is None else local_layers
+        return self.frame_receptive_field if layer in local else None
+
+
+def released_local_layers(layers: int) -> tuple[int, ...]:
+    """The local layers of the released 1080p model: of 40, all but 3, 7, ... 31.
+
+    Every fourth layer sees the whole clip, but for the last eight.
+    """
+    return tuple(n for n in range(layers) if n % 4 != 3 or n >= layers - 8)

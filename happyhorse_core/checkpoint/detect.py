@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
-from ..config import MODALITIES, TransformerConfig
+from ..config import MODALITIES, TransformerConfig, released_local_layers
 from ..errors import CheckpointError
 from .roles import DISTILLED, Role
 
@@ -123,8 +123,7 @@ def _local_layers(role: Role, layers: int, metadata: Mapping[str, str]) -> tuple
         return tuple(json.loads(metadata[LOCAL_METADATA_KEY]))
     if not role.local_attention:
         return ()
-    # Every fourth layer sees the whole clip, but for the last eight: 3, 7, ... 31 of 40 in the released 1080p model.
-    return tuple(n for n in range(layers) if n % 4 != 3 or n >= layers - 8)
+    return released_local_layers(layers)
 
 
 def _check(config: TransformerConfig, shapes: Shapes, where: str) -> None:

@@ -77,25 +77,29 @@ class Attention(_Projecting):
         self.attend = operations.attention
         self.rows = config.qkv_rows
         self.head_dim = config.head_dim
-        self.local_radius = config.frame_receptive_field if config.is_local(layer) else None
         self.pre_norm = ModalityRMSNorm(config.hidden_size, self.experts, device=device)
         self.linear_qkv = self.make_linear(config.hidden_size, sum(config.qkv_rows))
         self.linear_proj = self.make_linear(config.num_heads * config.head_dim, config.hidden_size)
         self.q_norm = ModalityRMSNorm(config.head_dim, self.experts, device=device)
         self.k_norm = ModalityRMSNorm(config.head_dim, self.experts, device=device)
 
-    def forward(self, x: Tensor, layout: PackedLayout, compute_dtype: torch.dtype, options: dict[str, Any]) -> Tensor:
-        """[B, S, hidden] float32 -> [B, S, hidden] in ``compute_dtype``, to be added to the residual stream."""
+    def forward(
+        self, x: Tensor, layout: PackedLayout, radius: int | None, compute_dtype: torch.dtype, options: dict[str, Any]
+    ) -> Tensor:
+        """[B, S, hidden] float32 -> [B, S, hidden] in ``compute_dtype``, to be added to the residual stream.
+
+        With a ``radius`` video tokens see only so many frames to either side of their own.
+        """
         lengths = layout.lengths
         x = self.pre_norm(x, lengths).to(compute_dtype)
         q, k, v, gate = self.project(self.linear_qkv, x, lengths).split(self.rows, dim=-1)
         q = rotate(self.q_norm(self._heads(q), lengths), layout.cos, layout.sin).to(compute_dtype).transpose(1, 2)
         k = rotate(self.k_norm(self._heads(k), lengths), layout.cos, layout.sin).to(compute_dtype).transpose(1, 2)
         v = self._heads(v).transpose(1, 2)
-        if self.local_radius is None:
+        if radius is None:
             out = self.attend(q, k, v, options)
         else:
-            out = local_attention(self.attend, q, k, v, layout, self.local_radius, options)
+            out = local_attention(self.attend, q, k, v, layout, radius, options)
         out = self._heads(out) * torch.sigmoid(gate.float()).unsqueeze(-1)
         return self.project(self.linear_proj, out.flatten(2).to(compute_dtype), lengths)
 
@@ -140,9 +144,11 @@ class TransformerLayer(nn.Module):
             self.attn_post_norm = ModalityRMSNorm(config.hidden_size, experts, device=device)
             self.mlp_post_norm = ModalityRMSNorm(config.hidden_size, experts, device=device)
 
-    def forward(self, x: Tensor, layout: PackedLayout, compute_dtype: torch.dtype, options: dict[str, Any]) -> Tensor:
-        """[B, S, hidden] float32 -> the same."""
-        update = self.attention(x, layout, compute_dtype, options)
+    def forward(
+        self, x: Tensor, layout: PackedLayout, radius: int | None, compute_dtype: torch.dtype, options: dict[str, Any]
+    ) -> Tensor:
+        """[B, S, hidden] float32 -> the same. ``radius`` as in ``Attention``."""
+        update = self.attention(x, layout, radius, compute_dtype, options)
         x = x + (self.attn_post_norm(update, layout.lengths) if self.post_norm else update)
         update = self.mlp(x, layout, compute_dtype)
         return x + (self.mlp_post_norm(update, layout.lengths) if self.post_norm else update)

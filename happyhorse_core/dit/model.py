@@ -4,7 +4,8 @@ The model has no timestep input; the noise level shows in the latents alone. Out
 Source of the maths: the released daVinci-MagiHuman model (arXiv 2603.21986).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,11 +98,13 @@ class HappyHorseTransformer(nn.Module):
         compute_dtype: torch.dtype = torch.bfloat16,
         options: dict[str, Any] | None = None,
         layer_hook: LayerHook | None = None,
+        local_layers: Collection[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Velocities (noise - clean) of one batch, float32.
 
         video [B, 48, T, H, W] with even H and W, audio [B, 64, A], text [B, L, C] -> the first two shapes again.
         Batch items are independent sequences of equal lengths. ``options`` go to every attention call as they are.
+        ``local_layers`` are those with local attention in this call, where it is not the checkpoint's own choice.
         Raises InputError for shapes that don't fit the checkpoint or each other.
         """
         self._check(video, audio, text)
@@ -109,22 +112,10 @@ class HappyHorseTransformer(nn.Module):
         layout = build_layout(self.config, video, audio, text, self.adapter.rope.bands.to(video.device))
         x = self.adapter(patchify(video), audio.transpose(1, 2), text)
         for index, layer in enumerate(self.block.layers):
-            x = self._run_layer(index, layer, x, layout, compute_dtype, options, layer_hook)
+            radius = self.config.local_radius(index, local_layers)
+            run = partial(layer, layout=layout, radius=radius, compute_dtype=compute_dtype, options=options)
+            x = run(x) if layer_hook is None else layer_hook(index, x, run)
         return self._read_out(x, layout)
-
-    @staticmethod
-    def _run_layer(
-        index: int,
-        layer: nn.Module,
-        x: Tensor,
-        layout: PackedLayout,
-        compute_dtype: torch.dtype,
-        options: dict[str, Any],
-        hook: LayerHook | None,
-    ) -> Tensor:
-        if hook is None:
-            return layer(x, layout, compute_dtype, options)
-        return hook(index, x, lambda hidden: layer(hidden, layout, compute_dtype, options))
 
     def _read_out(self, x: Tensor, layout: PackedLayout) -> tuple[Tensor, Tensor]:
         video, audio, _ = x.split(layout.lengths, dim=1)

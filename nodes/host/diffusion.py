@@ -27,6 +27,8 @@ from .ops import host_operations
 PATCH_VALUES = geometry.VIDEO_CHANNELS * 4
 """Latent values that make one video token: 48 channels of a 2 x 2 patch."""
 MAX_TEXT_TOKENS = 640
+LOCAL_LAYERS = "happyhorse_local_layers"
+"""Key of ``transformer_options``: the layers with local attention, where it is not the checkpoint's own choice."""
 WORKING_BYTES = 100
 """Peak working memory of a layer, per token and hidden channel. The gated feed-forward layer decides: 16/3 of the
 hidden size in the compute dtype, once more in float32, and its two halves with their products in float32."""
@@ -83,7 +85,15 @@ class HostTransformer(HappyHorseTransformer):
         queue = comfy.model_prefetch.make_prefetch_queue(list(layers), video.device, options)
         hook = _layer_hook(layers, queue, video.device, options)
         compute = compute_dtype if compute_dtype is not None else self.dtype
-        out = super().forward(video, audio, context, compute_dtype=compute, options=options, layer_hook=hook)
+        out = super().forward(
+            video,
+            audio,
+            context,
+            compute_dtype=compute,
+            options=options,
+            layer_hook=hook,
+            local_layers=options.get(LOCAL_LAYERS),
+        )
         if queue is not None:
             comfy.model_prefetch.prefetch_queue_pop(queue, video.device, None)
         return list(out)
