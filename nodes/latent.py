@@ -112,14 +112,21 @@ class HappyHorseImageToVideo(io.ComfyNode):
     @classmethod
     def execute(cls, vae: object, image: Tensor, latent: dict) -> io.NodeOutput:
         video, audio = checks.streams_of(latent)
-        checks.check_video_vae(vae, "vae")
         stride = geometry.SPATIAL_STRIDE
-        picture = fit_image(checks.one_picture(image, "image"), video.shape[4] * stride, video.shape[3] * stride)
-        pixels = (picture[:, :, 0].movedim(1, -1) + 1) / 2
-        still = vae.encode(pixels).to(video)
+        still = encode_picture(vae, image, video.shape[4] * stride, video.shape[3] * stride).to(video)
         held = with_first_frame(video, still)
         masks = NestedTensor([first_frame_mask(held, latent), audio_mask(audio, latent)])
         return io.NodeOutput({**latent, "samples": NestedTensor([held, audio]), "noise_mask": masks})
+
+
+def encode_picture(vae: object, image: Tensor, width: int, height: int) -> Tensor:
+    """An IMAGE of one picture -> raw [1, 48, 1, height / 16, width / 16]: cut to the clip's shape, resized, encoded.
+
+    Raises ValueError that names the input ``vae`` or ``image``.
+    """
+    checks.check_video_vae(vae, "vae")
+    picture = fit_image(checks.one_picture(image, "image"), width, height)
+    return vae.encode((picture[:, :, 0].movedim(1, -1) + 1) / 2)
 
 
 def with_first_frame(video: Tensor, still: Tensor) -> Tensor:
