@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .base_model import HappyHorseBaseSampler, HappyHorseGuider
 from .decode import HappyHorseDecode
 from .latent import HappyHorseEmptyLatent, HappyHorseImageToVideo
 from .loaders import (
@@ -10,6 +11,7 @@ from .loaders import (
     HappyHorseTextEncoderLoader,
     HappyHorseVideoVAELoader,
 )
+from .prompt import HappyHorseNegativePrompt
 from .sampling import HappyHorseSampler, HappyHorseSamplerUniPC, HappyHorseSigmas
 
 NODES: list[type[io.ComfyNode]] = [
@@ -19,7 +21,10 @@ NODES: list[type[io.ComfyNode]] = [
     HappyHorseAudioVAELoader,
     HappyHorseEmptyLatent,
     HappyHorseImageToVideo,
+    HappyHorseNegativePrompt,
     HappyHorseSampler,
+    HappyHorseBaseSampler,
+    HappyHorseGuider,
     HappyHorseSigmas,
     HappyHorseSamplerUniPC,
     HappyHorseDecode,

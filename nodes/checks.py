@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..happyhorse_core import geometry
 from .host.diffusion import HappyHorseModel
+from .host.text_encoder import HostTextModel
 from .host.vae import AudioAutoencoder, VideoAutoencoder
 
 VIDEO_LATENT = f"video [batch, {geometry.VIDEO_CHANNELS}, frames, height, width]"
@@ -31,12 +32,12 @@ def _is_audio(stream: Tensor) -> bool:
     return stream.ndim == 3 and stream.shape[1] == geometry.AUDIO_CHANNELS
 
 
-def check_model(model: Any) -> HappyHorseModel:
+def check_model(model: Any, field: str = "model") -> HappyHorseModel:
     """The sampling wrapper inside a MODEL, or a ValueError for a model of another kind."""
     inner = model.model
     if not isinstance(inner, HappyHorseModel):
         raise ValueError(
-            f"model: found a {type(inner).__name__} model, expected one from Load HappyHorse Model "
+            f"{field}: found a {type(inner).__name__} model, expected one from Load HappyHorse Model "
             "(or the same with LoRAs and patches on it)."
         )
     return inner
@@ -51,8 +52,17 @@ def check_generator(model: HappyHorseModel) -> None:
         )
 
 
-def check_text(conditioning: list, model: HappyHorseModel, field: str) -> None:
-    """Raises ValueError for text of another encoder, and for a prompt without words."""
+def check_enlarger(model: HappyHorseModel, field: str) -> None:
+    """Raises ValueError for a checkpoint that makes clips instead of enlarging them."""
+    if not model.role.is_super_resolution:
+        raise ValueError(
+            f"{field}: found the {model.role.name} model, expected 540p_sr or 1080p_sr. Load one of those folders; if "
+            "this file is one of them, say so with role in Load HappyHorse Model."
+        )
+
+
+def check_text(conditioning: list, model: HappyHorseModel, field: str, *, may_be_empty: bool = False) -> None:
+    """Raises ValueError for text of another encoder, and for a prompt without words unless it ``may_be_empty``."""
     width = model.model_config.transformer.text_in_channels
     for text, _ in conditioning:
         if text.shape[-1] != width:
@@ -60,8 +70,18 @@ def check_text(conditioning: list, model: HappyHorseModel, field: str) -> None:
                 f"{field}: found text embeddings of width {text.shape[-1]}, expected {width}. Encode the prompt with "
                 "the CLIP of Load HappyHorse Text Encoder."
             )
-        if text.shape[1] == 1 and torch.count_nonzero(text) == 0:
+        if not may_be_empty and text.shape[1] == 1 and torch.count_nonzero(text) == 0:
             raise ValueError(f"{field}: found an empty prompt, expected a description of the scene.")
+
+
+def check_clip(clip: Any, field: str) -> None:
+    """Raises ValueError unless ``clip`` is the text encoder that the model was trained with."""
+    inner = clip.cond_stage_model
+    if not isinstance(inner, HostTextModel):
+        raise ValueError(
+            f"{field}: found {type(inner).__name__}, expected the CLIP of Load HappyHorse Text Encoder, the only one "
+            "whose words the model knows."
+        )
 
 
 def check_video_vae(vae: Any, field: str) -> None:

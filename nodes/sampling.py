@@ -72,11 +72,11 @@ class HappyHorseSampler(io.ComfyNode):
                 inner.role.name,
                 inner.role.steps,
             )
-        latent = _as_pair(model, latent)
+        latent = as_pair(model, latent)
         return io.NodeOutput({**latent, "samples": sample_distilled(model, positive, latent, seed, steps)})
 
 
-def _as_pair(model: ModelPatcher, latent: dict) -> dict:
+def as_pair(model: ModelPatcher, latent: dict) -> dict:
     """A latent that is certainly video and audio. Empty ones of other nodes are brought to it, as core samplers do."""
     ratios = (latent.get("downscale_ratio_spacial"), latent.get("downscale_ratio_temporal"))
     fitted = {**latent, "samples": comfy.sample.fix_empty_latent_channels(model, latent["samples"], *ratios)}
@@ -86,20 +86,25 @@ def _as_pair(model: ModelPatcher, latent: dict) -> dict:
 
 def sample_distilled(model: ModelPatcher, positive: list, latent: dict, seed: int, steps: int) -> Any:
     """The distilled model's loop on the host's sampler: its ``lcm`` is exactly that update. Returns clean streams."""
-    sigmas = flow_sigmas(steps)
-    samples = latent["samples"]
-    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": positive})
     guider.set_cfg(1.0)
+    return sample_from_noise(guider, comfy.samplers.sampler_object("lcm"), latent, seed, steps)
+
+
+def sample_from_noise(guider: comfy.samplers.CFGGuider, sampler: Any, latent: dict, seed: int, steps: int) -> Any:
+    """Runs ``sampler`` over the whole schedule of the released models, from pure noise. Returns clean streams."""
+    sigmas = flow_sigmas(steps)
+    samples = latent["samples"]
+    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     # The host starts from sigma * noise; the model was trained to start from the noise itself.
     return guider.sample(
         noise / sigmas[0].item(),
         samples,
-        comfy.samplers.sampler_object("lcm"),
+        sampler,
         sigmas,
         denoise_mask=latent.get("noise_mask"),
-        callback=latent_preview.prepare_callback(model, steps),
+        callback=latent_preview.prepare_callback(guider.model_patcher, steps),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     ).to(comfy.model_management.intermediate_device())

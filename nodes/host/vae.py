@@ -87,7 +87,7 @@ class AudioAutoencoder(nn.Module):
 
 
 class HappyHorseVAE(comfy.sd.VAE):
-    """A host VAE around a module of ours; ``describe`` sets what the host can't detect."""
+    """A host VAE around a module of ours. Its loader sets the sizes and rates that the host would have detected."""
 
     def __init__(
         self, build: Callable[[torch.dtype], nn.Module], working_dtypes: tuple[torch.dtype, ...], disable_dynamic: bool

@@ -123,6 +123,33 @@ def test_given_sound_is_held_and_steers_the_picture():
     torch.testing.assert_close(normalise(found_video), expected_video, atol=2e-4, rtol=0)
 
 
+def test_a_given_frame_and_a_given_sound_are_held_together():
+    latent = tiny.empty()
+    video, audio = tiny.streams(latent)
+    sound = torch.randn(audio.shape, generator=torch.Generator().manual_seed(1))
+    masks = NestedTensor([torch.ones_like(video[:, :1]), torch.zeros_like(sound[:, :1])])
+    driven = {"samples": NestedTensor([video, sound]), "noise_mask": masks}
+    inputs = {"vae": tiny.video_vae(), "image": tiny.picture(), "latent": driven}
+    start = tiny.run(pack.HappyHorseImageToVideo, **inputs)[0]
+    found_video, found_audio = tiny.streams(sample(start))
+    assert torch.equal(found_audio, sound)
+    torch.testing.assert_close(found_video[:, :, :1], tiny.streams(start)[0][:, :, :1], atol=1e-5, rtol=0)
+
+
+def test_mask_of_a_core_node_stays_beside_the_first_frame():
+    import nodes
+
+    painted = torch.zeros(1, 64, 96)
+    painted[:, :, 48:] = 1
+    latent = nodes.SetLatentNoiseMask().set_mask(tiny.empty(), painted)[0]
+    inputs = {"vae": tiny.video_vae(), "image": tiny.picture(), "latent": latent}
+    mask, audio = tiny.run(pack.HappyHorseImageToVideo, **inputs)[0]["noise_mask"].unbind()
+    assert list(mask.shape) == [1, 1, 3, 4, 6]
+    assert mask[:, :, 0].max() == 0
+    assert mask[0, 0, 1, 0].tolist() == [0, 0, 0, 1, 1, 1]
+    assert audio.min() == 1
+
+
 def test_one_seed_one_clip():
     latent = tiny.empty()
     first, again, other = (tiny.streams(sample(latent, seed)) for seed in (SEED, SEED, SEED + 5))
@@ -241,6 +268,8 @@ def test_previews_show_a_frame_from_the_middle():
 
 
 def test_step_cache_of_the_host_runs():
+    # It cuts each stream to so many channels.
+    assert tiny.model().model.latent_format.latent_channels >= 64
     from comfy_extras.nodes_easycache import EasyCacheNode
 
     patcher = EasyCacheNode.execute(tiny.model(), 0.0, 0.0, 0.95, False).args[0]
