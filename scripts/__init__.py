@@ -1,0 +1,1 @@
+"""Programs for users of a running ComfyUI; they need nothing but Python."""
