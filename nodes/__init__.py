@@ -13,6 +13,7 @@ from .loaders import (
 )
 from .prompt import HappyHorseNegativePrompt
 from .sampling import HappyHorseSampler, HappyHorseSamplerUniPC, HappyHorseSigmas
+from .super_resolution import HappyHorseSuperResolution
 
 NODES: list[type[io.ComfyNode]] = [
     HappyHorseModelLoader,
@@ -27,6 +28,7 @@ NODES: list[type[io.ComfyNode]] = [
     HappyHorseGuider,
     HappyHorseSigmas,
     HappyHorseSamplerUniPC,
+    HappyHorseSuperResolution,
     HappyHorseDecode,
 ]
 

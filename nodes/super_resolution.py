@@ -21,8 +21,8 @@ from .sampling import CATEGORY, MAX_SEED
 log = logging.getLogger("happyhorse")
 
 SIZE_TIP = (
-    "Pixels, floored to a multiple of 32, not below the clip's. 0: chosen; both 0 gives what the model was trained for, "
-    "896 x 512 (540p) or 1920 x 1088 (1080p), or as many pixels in the clip's shape."
+    "Pixels, floored to a multiple of 32, not below the clip's. 0: chosen. Both 0 gives what the model was trained "
+    "for, 896 x 512 (540p) or 1920 x 1088 (1080p), or as many pixels in the clip's own shape."
 )
 
 
@@ -74,7 +74,7 @@ class HappyHorseSuperResolution(io.ComfyNode):
                     min=1.0,
                     max=20.0,
                     step=0.1,
-                    tooltip="Guidance, at most 2 in the first 13 latent frames (2 s). Only where negative is connected; "
+                    tooltip="Guidance, at most 2 in the first 13 latent frames (2 s). Only if negative is connected; "
                     "it doubles the time. The released models run without; 3.5 is their value where it is wanted.",
                     advanced=True,
                 ),
@@ -89,8 +89,8 @@ class HappyHorseSuperResolution(io.ComfyNode):
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="Only for image to video: the picture that the clip starts from, in full size. It is encoded "
-                    "at the target size and held as the first frame.",
+                    tooltip="Only for image to video: the picture that the clip starts from, in full size. It is "
+                    "encoded at the target size and held as the first frame.",
                 ),
             ],
             outputs=[io.Latent.Output(display_name="LATENT", tooltip="The larger clip, for HappyHorse Decode.")],
@@ -179,7 +179,7 @@ def start_state(
 
 
 def enlarged(latent: dict, video: Tensor, audio: Tensor, first_is_held: bool) -> dict:
-    """``latent`` with the larger video and its own sound. A noise mask is kept for the sound and made anew for video."""
+    """``latent`` with the larger video and its own sound. Of a noise mask, the sound's part is kept."""
     out = {**latent, "samples": NestedTensor([video, audio])}
     if first_is_held or latent.get("noise_mask") is not None:
         mask = torch.ones(video.shape[0], 1, *video.shape[2:], device=video.device)

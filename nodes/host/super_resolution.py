@@ -24,7 +24,7 @@ LOCAL_CHOICES = (AUTO, ON, OFF)
 
 
 def with_local_attention(model: ModelPatcher, choice: str) -> ModelPatcher:
-    """``model``, or a clone that is told which layers are local. Weights and the model itself are shared, not changed."""
+    """``model``, or a clone that is told which layers are local. The model itself is shared, not changed."""
     if choice == AUTO:
         return model
     clone = model.clone()
@@ -66,8 +66,8 @@ def refine(
 ) -> Tensor:
     """Raw video [B, 48, T, H, W] from ``start``, the normalised latent of that shape at the first noise level.
 
-    ``conditioning`` has ``positive`` and, where there is guidance, ``negative``. ``heard`` [B, 64, A] is the sound, held
-    as it is. ``held`` is the raw latent of an empty clip, whose first frame is held if ``hold_first``.
+    ``conditioning`` has ``positive`` and, where there is guidance, ``negative``. ``heard`` [B, 64, A] is the sound and
+    stays as it is. ``held`` is the raw latent of an empty clip, whose first frame stays too if ``hold_first``.
     """
     sigmas = flow_sigmas(steps)
     guider = comfy.samplers.CFGGuider(model)
