@@ -26,6 +26,44 @@ SIZE_TIP = (
 )
 
 
+def rare_inputs() -> list:
+    """Inputs that most clips leave as they are."""
+    return [
+        io.Combo.Input(
+            "local_attention",
+            options=list(LOCAL_CHOICES),
+            default=AUTO,
+            tooltip="Whether frames see only the 11 before and after them in most layers, which saves time and "
+            "memory. auto: as the checkpoint was trained, on for 1080p_sr and off for 540p_sr.",
+            advanced=True,
+        ),
+        io.Float.Input(
+            "cfg",
+            default=SR_SCALE,
+            min=1.0,
+            max=20.0,
+            step=0.1,
+            tooltip="Guidance, at most 2 in the first 13 latent frames (2 s). Only if negative is connected; "
+            "it doubles the time. The released models run without; 3.5 is their value where it is wanted.",
+            advanced=True,
+        ),
+        io.Conditioning.Input(
+            "negative", optional=True, tooltip="What to guide away from. Leave it open for no guidance."
+        ),
+        io.Vae.Input(
+            "vae",
+            optional=True,
+            tooltip="Only together with image: a video VAE that was loaded with an encoder (Wan2.2_VAE.pth).",
+        ),
+        io.Image.Input(
+            "image",
+            optional=True,
+            tooltip="Only for image to video: the picture that the clip starts from, in full size. It is "
+            "encoded at the target size and held as the first frame.",
+        ),
+    ]
+
+
 class HappyHorseSuperResolution(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -60,38 +98,7 @@ class HappyHorseSuperResolution(io.ComfyNode):
                     max=MAX_STEPS,
                     tooltip="Steps of the solver (UniPC, shift 5). The released models use 5.",
                 ),
-                io.Combo.Input(
-                    "local_attention",
-                    options=list(LOCAL_CHOICES),
-                    default=AUTO,
-                    tooltip="Whether frames see only the 11 before and after them in most layers, which saves time and "
-                    "memory. auto: as the checkpoint was trained, on for 1080p_sr and off for 540p_sr.",
-                    advanced=True,
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=SR_SCALE,
-                    min=1.0,
-                    max=20.0,
-                    step=0.1,
-                    tooltip="Guidance, at most 2 in the first 13 latent frames (2 s). Only if negative is connected; "
-                    "it doubles the time. The released models run without; 3.5 is their value where it is wanted.",
-                    advanced=True,
-                ),
-                io.Conditioning.Input(
-                    "negative", optional=True, tooltip="What to guide away from. Leave it open for no guidance."
-                ),
-                io.Vae.Input(
-                    "vae",
-                    optional=True,
-                    tooltip="Only together with image: a video VAE that was loaded with an encoder (Wan2.2_VAE.pth).",
-                ),
-                io.Image.Input(
-                    "image",
-                    optional=True,
-                    tooltip="Only for image to video: the picture that the clip starts from, in full size. It is "
-                    "encoded at the target size and held as the first frame.",
-                ),
+                *rare_inputs(),
             ],
             outputs=[io.Latent.Output(display_name="LATENT", tooltip="The larger clip, for HappyHorse Decode.")],
         )
