@@ -54,6 +54,11 @@ def frames_of_latent(latent_length: int) -> int:
     return (latent_length - 1) * TEMPORAL_STRIDE + 1
 
 
+def samples_of_frames(frames: int, sample_rate: int) -> int:
+    """Samples that sound while ``frames`` frames are seen, the last one whole: 1,764 a frame at 44,100 Hz."""
+    return -(-frames * sample_rate // FRAME_RATE)
+
+
 def snap_size(width: int, height: int) -> tuple[int, int]:
     """Width and height floored to multiples of 32 pixels, as the released model does.
 

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .audio_driven import HappyHorseAudioToVideo
 from .base_model import HappyHorseBaseSampler, HappyHorseGuider
 from .decode import HappyHorseDecode
 from .latent import HappyHorseEmptyLatent, HappyHorseImageToVideo
@@ -22,6 +23,7 @@ NODES: list[type[io.ComfyNode]] = [
     HappyHorseAudioVAELoader,
     HappyHorseEmptyLatent,
     HappyHorseImageToVideo,
+    HappyHorseAudioToVideo,
     HappyHorseNegativePrompt,
     HappyHorseSampler,
     HappyHorseBaseSampler,

@@ -118,3 +118,16 @@ def one_picture(image: Tensor, field: str) -> Tensor:
         raise ValueError(f"{field}: found {image.shape[-1]} channels, expected 3 (RGB), 1 (grey) or 4 (RGBA).")
     pixels = image[..., :3] * image[..., 3:4] if image.shape[-1] == 4 else image
     return pixels.expand(-1, -1, -1, 3).movedim(-1, 1).float() * 2 - 1
+
+
+def one_sound(audio: Any, field: str) -> tuple[Tensor, int]:
+    """An AUDIO of one sound -> its waveform [C, N] and its sample rate, both as they are."""
+    if audio is None:
+        raise ValueError(f"{field}: found no sound. The video that it came from may have no sound track.")
+    waveform = audio["waveform"]
+    if waveform.ndim != 3 or waveform.shape[0] != 1:
+        raise ValueError(
+            f"{field}: found a waveform of shape {list(waveform.shape)}, expected one sound, [1, channels, samples]. "
+            "Connect the sounds of a batch one by one."
+        )
+    return waveform[0], int(audio["sample_rate"])

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..happyhorse_core import geometry
 from . import checks
+from .audio_driven import original_sound
 
 CATEGORY = "HappyHorse/decode"
 
@@ -40,17 +41,24 @@ class HappyHorseDecode(io.ComfyNode):
         checks.check_video_vae(vae, "vae")
         checks.check_audio_vae(audio_vae, "audio_vae")
         frames = vae.decode(video)
-        waveform = as_long_as(frames.shape[1], audio_vae.decode(audio).movedim(-1, 1).clamp(-1, 1))
-        sound = {"waveform": waveform, "sample_rate": geometry.OUTPUT_SAMPLE_RATE}
+        sound = original_sound(latent, audio) or decode_sound(audio_vae, audio)
+        sound = as_long_as(frames.shape[1], sound)
         clip = Types.VideoComponents(
             images=frames[0],
-            audio={**sound, "waveform": waveform[:1]},
+            audio={**sound, "waveform": sound["waveform"][:1]},
             frame_rate=Fraction(geometry.FRAME_RATE),
         )
         return io.NodeOutput(frames.flatten(0, 1), sound, InputImpl.VideoFromComponents(clip))
 
 
-def as_long_as(pictures: int, waveform: Tensor) -> Tensor:
-    """[B, 2, N] -> [B, 2, 1764 * pictures]: sound may come up to three frames longer than the pictures."""
-    samples = pictures * geometry.OUTPUT_SAMPLE_RATE // geometry.FRAME_RATE
-    return F.pad(waveform, (0, samples - waveform.shape[-1]))
+def decode_sound(audio_vae: object, audio: Tensor) -> dict:
+    """[B, 64, A] -> AUDIO at 44,100 Hz."""
+    waveform = audio_vae.decode(audio).movedim(-1, 1).clamp(-1, 1)
+    return {"waveform": waveform, "sample_rate": geometry.OUTPUT_SAMPLE_RATE}
+
+
+def as_long_as(pictures: int, sound: dict) -> dict:
+    """An AUDIO cut to the pictures, since it may come up to three frames longer, or filled up with silence."""
+    samples = geometry.samples_of_frames(pictures, sound["sample_rate"])
+    waveform = sound["waveform"]
+    return {**sound, "waveform": F.pad(waveform, (0, samples - waveform.shape[-1]))}

@@ -142,12 +142,18 @@ def with_first_frame(video: Tensor, still: Tensor) -> Tensor:
 
 def first_frame_mask(video: Tensor, latent: dict) -> Tensor:
     """[B, 1, T, H, W]: 0 on the first frame, elsewhere what the latent's own mask says, 1 without one."""
-    mask = torch.ones(video.shape[0], 1, *video.shape[2:], device=video.device, dtype=video.dtype)
-    given = _given_masks(latent)[0]
-    if given is not None:
-        mask = comfy.utils.reshape_mask(given.to(mask), video.shape)[:, :1].expand_as(mask).clone()
+    mask = video_mask(video, latent)
     mask[:, :, :1] = 0
     return mask
+
+
+def video_mask(video: Tensor, latent: dict) -> Tensor:
+    """[B, 1, T, H, W], a new tensor: what the latent's own mask says of the video, 1 without one."""
+    mask = torch.ones(video.shape[0], 1, *video.shape[2:], device=video.device, dtype=video.dtype)
+    given = _given_masks(latent)[0]
+    if given is None:
+        return mask
+    return comfy.utils.reshape_mask(given.to(mask), video.shape)[:, :1].expand_as(mask).clone()
 
 
 def audio_mask(audio: Tensor, latent: dict) -> Tensor:

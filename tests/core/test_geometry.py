@@ -9,6 +9,7 @@ from happyhorse_core.geometry import (
     check_frames,
     frames_from_seconds,
     latent_frames,
+    samples_of_frames,
     size_for_picture,
     snap_size,
 )
@@ -74,3 +75,11 @@ def test_too_little_memory_is_said_before_loading() -> None:
     require(needed, None, "a clip")
     free = available_bytes(torch.device("cpu"))
     assert free is None or free > 2**20
+
+
+def test_samples_of_frames_cover_them_and_no_more() -> None:
+    assert samples_of_frames(125, 44_100) == 125 * 1764
+    for rate in (8_000, 11_025, 22_050, 44_056, 48_000):
+        for frames in range(1, 200):
+            samples = samples_of_frames(frames, rate)
+            assert samples - 1 < frames * rate / 25 <= samples
