@@ -64,8 +64,9 @@ def length_warning(description: str) -> str | None:
 def build_prompt(description: str, lines: Sequence[Line] = (), background_sound: str = "") -> str:
     """Joins the parts in the trained format. An empty ``background_sound`` is said to be none.
 
-    Raises InputError naming the field for an empty description, more than four lines, a line without a speaker or
-    words, a language that the model doesn't speak, or angle brackets where the format has its own.
+    A line that has neither speaker nor words is left out. Raises InputError naming the field (``speaker_2`` is that of
+    the second line) for an empty description, more than four lines, a line with one of speaker and words, a language
+    that the model doesn't speak, or angle brackets where the format has its own.
     """
     description = description.strip()
     if not description:
@@ -73,21 +74,23 @@ def build_prompt(description: str, lines: Sequence[Line] = (), background_sound:
     if len(lines) > MAX_LINES:
         raise InputError(f"dialogue: found {len(lines)} lines, expected at most {MAX_LINES}.")
     parts = [description]
-    if lines:
-        parts.append("\n".join(["Dialogue:", *(_format_line(n, line) for n, line in enumerate(lines, start=1))]))
+    spoken = [
+        _format_line(n, line) for n, line in enumerate(lines, start=1) if line.speaker.strip() or line.words.strip()
+    ]
+    if spoken:
+        parts.append("\n".join(["Dialogue:", *spoken]))
     sound = _bracketed("background_sound", background_sound) or NO_SOUND
     parts.append(f"Background Sound:\n<{sound}>")
     return space_characters("\n\n".join(parts))
 
 
 def _format_line(number: int, line: Line) -> str:
-    field = f"dialogue {number}"
     if line.language not in LANGUAGES:
-        raise InputError(f"{field} language: found {line.language!r}, expected one of {', '.join(LANGUAGES)}.")
-    speaker, words = _bracketed(f"{field} speaker", line.speaker), " ".join(line.words.split()).strip('"\u201c\u201d')
+        raise InputError(f"language_{number}: found {line.language!r}, expected one of {', '.join(LANGUAGES)}.")
+    speaker, words = _bracketed(f"speaker_{number}", line.speaker), " ".join(line.words.split()).strip('"\u201c\u201d')
     for name, text in (("speaker", speaker), ("words", words)):
         if not text:
-            raise InputError(f"{field} {name}: found nothing; fill in both speaker and words, or neither.")
+            raise InputError(f"{name}_{number}: found nothing; fill in both speaker and words, or neither.")
     # The words stand in double quotes, so those inside become single ones.
     words = _QUOTES.sub("'", words)
     return f'<{speaker}, {line.language}>: "{words}"'

@@ -80,6 +80,12 @@ def test_length_warning(words: int, warned: bool) -> None:
     assert found is None or str(words) in found
 
 
+def test_lines_without_speaker_and_words_are_left_out() -> None:
+    empty, line = Line(" ", "Korean", "\n"), Line("a", "English", "b")
+    assert build_prompt("x", [empty, line, empty, empty]) == build_prompt("x", [line])
+    assert build_prompt("x", [empty]) == build_prompt("x")
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_language_has_its_line(language: str) -> None:
     assert f'<Someone, {language}>: "ja"' in build_prompt("x", [Line("Someone", language, "ja")])
@@ -101,10 +107,11 @@ def test_the_structure_survives_any_words() -> None:
     [
         (("  ",), "description"),
         (("x", [Line("a", "English", "b")] * 5), "at most 4"),
-        (("x", [Line("a", "English", "b"), Line(" ", "English", "b")]), "dialogue 2 speaker"),
-        (("x", [Line("a", "English", '""')]), "dialogue 1 words"),
-        (("x", [Line("a", "Klingon", "b")]), "dialogue 1 language"),
-        (("x", [Line("a > b", "English", "b")]), "dialogue 1 speaker"),
+        (("x", [Line("a", "English", "b"), Line(" ", "English", "b")]), "speaker_2: found nothing"),
+        (("x", [Line("a", "English", '""')]), "words_1: found nothing"),
+        (("x", [Line("a", "Klingon", "b")]), "language_1: found"),
+        (("x", [Line("a > b", "English", "b")]), "speaker_1: found angle"),
+        (("x", [Line("", "English", " "), Line("a", "English", " ")]), "words_2: found nothing"),
         (("x", [], "loud > quiet"), "background_sound"),
     ],
 )
