@@ -7,29 +7,12 @@ gates and activations in float32. In outer layers every modality has weights of 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import MODALITIES, TransformerConfig
+from .elementwise import activated, gated_heads, gelu7, rms_norm, rotated_heads, swiglu7
 from .layout import PackedLayout
 from .local_attention import local_attention
-from .rope import rotate
-
-EPS = 1e-6
-GATE_SLOPE = 1.702
-CLAMP = 7.0
-
-
-def gelu7(x: Tensor) -> Tensor:
-    """x * sigmoid(1.702 x) with x at most 7."""
-    x = x.clamp(max=CLAMP)
-    return x * torch.sigmoid(GATE_SLOPE * x)
-
-
-def swiglu7(x: Tensor) -> Tensor:
-    """[..., 2 * n] -> [..., n]: even channels gate the odd ones; gate at most 7, the other within 7, plus one."""
-    gate, linear = x[..., ::2].clamp(max=CLAMP), x[..., 1::2].clamp(-CLAMP, CLAMP)
-    return gate * torch.sigmoid(GATE_SLOPE * gate) * (linear + 1)
 
 
 class ModalityRMSNorm(nn.Module):
@@ -41,14 +24,13 @@ class ModalityRMSNorm(nn.Module):
         self.experts = experts
         self.weight = nn.Parameter(torch.empty(dim * experts, dtype=torch.float32, device=device))
 
-    def forward(self, x: Tensor, lengths: tuple[int, ...]) -> Tensor:
-        """[B, S, ..., dim] -> the same, float32. ``lengths`` are the tokens of each modality along axis 1."""
-        gain = self.weight.float() + 1
-        if self.experts == 1:
-            return F.rms_norm(x.float(), (self.dim,), gain, EPS)
-        spans = x.split(list(lengths), dim=1)
-        gains = gain.chunk(self.experts)
-        return torch.cat([F.rms_norm(s.float(), (self.dim,), g, EPS) for s, g in zip(spans, gains, strict=True)], dim=1)
+    def gains(self) -> tuple[Tensor, ...]:
+        """1 + weight, [dim] float32 for each modality."""
+        return (self.weight.float() + 1).chunk(self.experts)
+
+    def forward(self, x: Tensor, lengths: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """[B, S, dim] -> the same in ``dtype``. ``lengths`` are the tokens of each modality along axis 1."""
+        return rms_norm(x, self.gains(), lengths if self.experts > 1 else (x.shape[1],), dtype)
 
 
 class _Projecting(nn.Module):
@@ -91,17 +73,20 @@ class Attention(_Projecting):
         With a ``radius`` video tokens see only so many frames to either side of their own.
         """
         lengths = layout.lengths
-        x = self.pre_norm(x, lengths).to(compute_dtype)
+        x = self.pre_norm(x, lengths, compute_dtype)
         q, k, v, gate = self.project(self.linear_qkv, x, lengths).split(self.rows, dim=-1)
-        q = rotate(self.q_norm(self._heads(q), lengths), layout.cos, layout.sin).to(compute_dtype).transpose(1, 2)
-        k = rotate(self.k_norm(self._heads(k), lengths), layout.cos, layout.sin).to(compute_dtype).transpose(1, 2)
+        q, k = self._rotated(q, self.q_norm, layout), self._rotated(k, self.k_norm, layout)
         v = self._heads(v).transpose(1, 2)
         if radius is None:
             out = self.attend(q, k, v, options)
         else:
             out = local_attention(self.attend, q, k, v, layout, radius, options)
-        out = self._heads(out) * torch.sigmoid(gate.float()).unsqueeze(-1)
-        return self.project(self.linear_proj, out.flatten(2).to(compute_dtype), lengths)
+        return self.project(self.linear_proj, gated_heads(self._heads(out), gate, lengths), lengths)
+
+    def _rotated(self, x: Tensor, norm: ModalityRMSNorm, layout: PackedLayout) -> Tensor:
+        """Queries or keys [B, S, heads * head_dim] as attention takes them, [B, heads, S, head_dim]."""
+        lengths = layout.lengths if self.experts > 1 else (x.shape[1],)
+        return rotated_heads(self._heads(x), norm.gains(), lengths, layout.cos, layout.sin, x.dtype).transpose(1, 2)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim))
@@ -115,7 +100,7 @@ class MLP(_Projecting):
     ) -> None:
         super().__init__(MODALITIES if layer in config.mm_layers else 1, operations, dtype, device)
         gated = layer not in config.gelu7_layers
-        width = config.mlp_width(layer)
+        self.width = width = config.mlp_width(layer)
         self.activation = swiglu7 if gated else gelu7
         self.pre_norm = ModalityRMSNorm(config.hidden_size, self.experts, device=device)
         self.up_gate_proj = self.make_linear(config.hidden_size, 2 * width if gated else width)
@@ -124,8 +109,8 @@ class MLP(_Projecting):
     def forward(self, x: Tensor, layout: PackedLayout, compute_dtype: torch.dtype) -> Tensor:
         """[B, S, hidden] float32 -> [B, S, hidden] in ``compute_dtype``, to be added to the residual stream."""
         lengths = layout.lengths
-        x = self.project(self.up_gate_proj, self.pre_norm(x, lengths).to(compute_dtype), lengths)
-        return self.project(self.down_proj, self.activation(x.float()).to(compute_dtype), lengths)
+        x = self.project(self.up_gate_proj, self.pre_norm(x, lengths, compute_dtype), lengths)
+        return self.project(self.down_proj, activated(x, self.activation, self.width, lengths, compute_dtype), lengths)
 
 
 class TransformerLayer(nn.Module):

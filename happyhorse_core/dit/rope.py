@@ -38,13 +38,3 @@ def line_angles(length: int, reference: int, start: int, bands: Tensor) -> Tenso
     t = torch.arange(start, start + length, dtype=torch.float32, device=bands.device)
     angles = t.unsqueeze(-1) * scale * bands
     return torch.cat([angles, angles.new_zeros(length, 2 * bands.shape[0])], dim=-1)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the first three quarters of every head in half-split pairs, leaving the last quarter as it is.
-
-    x [B, S, heads, head_dim]; cos and sin [S, 1, 3/8 * head_dim]. Channel j pairs with channel j + 3/8 * head_dim.
-    """
-    half = cos.shape[-1]
-    first, second, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)

@@ -13,10 +13,11 @@ from torch import Tensor
 from happyhorse_core.checkpoint.detect import detect_transformer, find_prefix
 from happyhorse_core.checkpoint.roles import BASE, SR_1080P, resolve_role
 from happyhorse_core.config import TransformerConfig
+from happyhorse_core.dit.elementwise import EPS, blocks, rotated_heads
 from happyhorse_core.dit.layout import build_layout, patchify, unpatchify
 from happyhorse_core.dit.local_attention import frame_groups, local_attention
 from happyhorse_core.dit.model import HappyHorseTransformer
-from happyhorse_core.dit.rope import frequency_bands, line_angles, rotate
+from happyhorse_core.dit.rope import frequency_bands, line_angles
 from happyhorse_core.errors import CheckpointError, InputError
 from happyhorse_core.ops import TorchOps
 
@@ -146,12 +147,35 @@ def test_patches_go_in_channel_slowest_and_come_out_channel_fastest() -> None:
 
 def test_rotation_turns_pairs_and_leaves_the_last_quarter() -> None:
     angles = line_angles(5, 3, -5, frequency_bands(2)).unsqueeze(1)
-    x = torch.randn(1, 5, 3, 16)
-    y = rotate(x, angles.cos(), angles.sin())
-    assert torch.equal(y[..., 12:], x[..., 12:])
+    x = F.rms_norm(torch.randn(1, 5, 3, 16), (16,), eps=EPS)
+    y = rotated_heads(x, [torch.ones(16)], [5], angles.cos(), angles.sin(), torch.float32)
+    torch.testing.assert_close(y[..., 12:], x[..., 12:])
     pairs = torch.view_as_complex(torch.stack([x[..., :6], x[..., 6:12]], -1))
     turned = torch.view_as_complex(torch.stack([y[..., :6], y[..., 6:12]], -1))
     torch.testing.assert_close(turned, pairs * torch.polar(torch.ones_like(angles), angles))
+
+
+def test_blocks_cover_each_modality_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("happyhorse_core.dit.elementwise.CACHED_VALUES", 40)
+    found = [(expert, tokens.start, tokens.stop) for expert, tokens in blocks(torch.zeros(2, 12, 5), (9, 0, 3))]
+    assert found == [(0, 0, 4), (0, 4, 8), (0, 8, 9), (2, 9, 12)]
+
+
+def test_block_size_does_not_change_the_result(
+    config: TransformerConfig, weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(config, weights, torch.float32)
+    whole = model(*inputs(), compute_dtype=torch.float32)
+    monkeypatch.setattr("happyhorse_core.dit.elementwise.CACHED_VALUES", 1)
+    for found, expected in zip(model(*inputs(), compute_dtype=torch.float32), whole, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_reach_every_weight(config: TransformerConfig, weights: dict[str, Tensor]) -> None:
+    model = build(config, weights, torch.float32).requires_grad_(True)
+    sum(x.square().mean() for x in model(*inputs(), compute_dtype=torch.float32)).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
 
 
 @pytest.mark.parametrize("style", ["v1", "v2"])

@@ -1,0 +1,97 @@
+"""The float32 work between the matrix products, a few tokens at a time.
+
+Norms, rotary positions, gates and activations are float32 while what goes in and out is mostly bfloat16. Done on a
+whole sequence, each would write several float32 copies of it to memory and read them again; done in blocks, the copies
+stay in the cache of a processor and small on an accelerator. The results are the same.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+EPS = 1e-6
+GATE_SLOPE = 1.702
+CLAMP = 7.0
+
+CACHED_VALUES = 1 << 19
+"""Float32 values of a block on a CPU: 2 MiB, about what one core has as second-level cache."""
+DEVICE_VALUES = 1 << 26
+"""On an accelerator: 256 MiB, large enough to hide what it takes to start a kernel."""
+
+
+def blocks(x: Tensor, lengths: Sequence[int]) -> Iterator[tuple[int, slice]]:
+    """(expert, tokens) of consecutive blocks along axis 1 that lie within one modality each."""
+    per_token = x[:, :1].numel()
+    rows = max(1, (CACHED_VALUES if x.device.type == "cpu" else DEVICE_VALUES) // max(1, per_token))
+    start = 0
+    for expert, length in enumerate(lengths):
+        end = start + length
+        for first in range(start, end, rows):
+            yield expert, slice(first, min(first + rows, end))
+        start = end
+
+
+def normalised(x: Tensor, gain: Tensor) -> Tensor:
+    """[..., dim] in any dtype -> float32: x / rms(x) over the last axis, times ``gain`` [dim]."""
+    x = x.float()
+    mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]
+    return x * torch.rsqrt(mean_square + EPS) * gain
+
+
+def rms_norm(x: Tensor, gains: Sequence[Tensor], lengths: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """[B, S, dim] -> the same in ``dtype``, each modality with the gain [dim] of its own."""
+    out = torch.empty_like(x, dtype=dtype)
+    for expert, tokens in blocks(x, lengths):
+        out[:, tokens] = normalised(x[:, tokens], gains[expert])
+    return out
+
+
+def rotated_heads(
+    x: Tensor, gains: Sequence[Tensor], lengths: Sequence[int], cos: Tensor, sin: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Norms every head and rotates its first three quarters, in half-split pairs; the last quarter keeps its place.
+
+    x [B, S, heads, head_dim] -> the same in ``dtype``; gains [head_dim] per modality; cos and sin
+    [S, 1, 3/8 * head_dim]. Channel j pairs with channel j + 3/8 * head_dim.
+    """
+    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    half = cos.shape[-1]
+    for expert, tokens in blocks(x, lengths):
+        normed, c, s = normalised(x[:, tokens], gains[expert]), cos[tokens], sin[tokens]
+        first, second = normed[..., :half], normed[..., half : 2 * half]
+        block = out[:, tokens]
+        block[..., :half] = first * c - second * s
+        block[..., half : 2 * half] = second * c + first * s
+        block[..., 2 * half :] = normed[..., 2 * half :]
+    return out
+
+
+def gated_heads(x: Tensor, gate: Tensor, lengths: Sequence[int]) -> Tensor:
+    """x [B, S, heads, head_dim] times the sigmoid of gate [B, S, heads], in float32 -> [B, S, heads * head_dim]."""
+    out = torch.empty(*x.shape[:2], x.shape[2] * x.shape[3], dtype=x.dtype, device=x.device)
+    for _, tokens in blocks(x, lengths):
+        out[:, tokens] = (x[:, tokens] * torch.sigmoid(gate[:, tokens].float()).unsqueeze(-1)).flatten(2)
+    return out
+
+
+def activated(
+    x: Tensor, activation: Callable[[Tensor], Tensor], width: int, lengths: Sequence[int], dtype: torch.dtype
+) -> Tensor:
+    """x [B, S, n] -> [B, S, width] in ``dtype``; ``activation`` gets and gives float32."""
+    out = torch.empty(*x.shape[:2], width, dtype=dtype, device=x.device)
+    for _, tokens in blocks(x, lengths):
+        out[:, tokens] = activation(x[:, tokens].float())
+    return out
+
+
+def gelu7(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x) with x at most 7."""
+    x = x.clamp(max=CLAMP)
+    return x * torch.sigmoid(GATE_SLOPE * x)
+
+
+def swiglu7(x: Tensor) -> Tensor:
+    """[..., 2 * n] -> [..., n]: even channels gate the odd ones; gate at most 7, the other within 7, plus one."""
+    gate, linear = x[..., ::2].clamp(max=CLAMP), x[..., 1::2].clamp(-CLAMP, CLAMP)
+    return gate * torch.sigmoid(GATE_SLOPE * gate) * (linear + 1)
