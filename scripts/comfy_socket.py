@@ -111,7 +111,8 @@ class WebSocket:
         if opcode == CLOSE:
             raise WebSocketClosedError("The server closed the connection.")
         if opcode == PING:
-            self._send(PONG, payload)
+            with contextlib.suppress(OSError):  # what is wrong shows at the next read
+                self._send(PONG, payload)
         if opcode in (PING, PONG):  # may come between the frames of one message
             return None
         if opcode != CONTINUATION:
@@ -141,8 +142,8 @@ class WebSocket:
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
             raise TimeoutError("The server sent nothing in time.")
-        self._socket.settimeout(left)
         try:
+            self._socket.settimeout(left)
             data = self._socket.recv(CHUNK)
         except TimeoutError:
             raise

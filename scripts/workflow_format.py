@@ -73,15 +73,20 @@ def to_api(workflow: dict, object_info: dict, *, chance: random.Random | None = 
     """
     if is_api(workflow):
         return copy.deepcopy(workflow)
-    if not is_canvas(workflow):
-        raise WorkflowError(
-            "This is no workflow of ComfyUI: it has neither a list of 'nodes' (canvas format) nor nodes with a "
-            "'class_type' (API format). Save it in ComfyUI with Save or with Export (API)."
-        )
+    check_format(workflow)
     try:
         return Converter(workflow, object_info, chance or random.Random()).convert()
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise WorkflowError(f"The workflow is damaged: its parts do not fit together ({error!r}).") from error
+
+
+def check_format(workflow: Json) -> None:
+    """Raises WorkflowError for what is neither in API nor in canvas format."""
+    if not is_api(workflow) and not is_canvas(workflow):
+        raise WorkflowError(
+            "This is no workflow of ComfyUI: it has neither a list of 'nodes' (canvas format) nor nodes with a "
+            "'class_type' (API format). Save it in ComfyUI with Save or with Export (API)."
+        )
 
 
 def is_api(workflow: Json) -> bool:

@@ -1,16 +1,13 @@
-"""A WebSocket client in a few lines of standard library: enough to listen to ComfyUI's events in a test."""
+"""Listens to ComfyUI's events in a test."""
 
-import base64
 import contextlib
 import json
-import os
-import socket
 import struct
 import threading
 import time
 from collections.abc import Callable
 
-TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
+from scripts.comfy_socket import TEXT, Message, WebSocket, WebSocketClosedError
 
 
 class EventStream:
@@ -25,11 +22,7 @@ class EventStream:
         self.events: list[dict] = []
         self.previews: list[tuple[int, bytes]] = []
         self._changed = threading.Condition()
-        self._closed = False
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=seconds)
-        self._reader = self._socket.makefile("rb")
-        self._shake_hands(port)
-        self._socket.settimeout(None)
+        self._socket = WebSocket(f"ws://127.0.0.1:{port}/ws?clientId={client_id}", seconds=seconds)
         self._thread = threading.Thread(target=self._listen, name=f"events of {client_id}", daemon=True)
         self._thread.start()
 
@@ -40,12 +33,8 @@ class EventStream:
         self.close()
 
     def close(self) -> None:
-        self._closed = True
-        with contextlib.suppress(OSError):  # raised where the server was faster
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._thread.join(5)
-        self._reader.close()
         self._socket.close()
+        self._thread.join(5)
 
     def of_type(self, kind: str) -> list[dict]:
         """The data of all messages of one type so far."""
@@ -66,63 +55,15 @@ class EventStream:
                     raise TimeoutError(f"No message '{kind}' within {seconds:g} s; the messages were {seen}.")
                 self._changed.wait(min(left, 0.5))
 
-    def _shake_hands(self, port: int) -> None:
-        key = base64.b64encode(os.urandom(16)).decode()
-        request = (
-            f"GET /ws?clientId={self.client_id} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\n"
-            f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        )
-        self._socket.sendall(request.encode())
-        status = self._reader.readline()
-        if b" 101 " not in status:
-            raise ConnectionError(f"The server did not open a WebSocket: {status!r}")
-        while self._reader.readline().strip():
-            pass
-
     def _listen(self) -> None:
-        message = b""
-        try:
+        with contextlib.suppress(WebSocketClosedError):  # whoever waits for a message is told that none came
             while True:
-                final, opcode, payload = self._read_frame()
-                if opcode == CLOSE:
-                    return
-                if opcode == PING:
-                    self._send(PONG, payload)
-                    continue
-                if opcode in (TEXT, BINARY):
-                    message, kind = b"", opcode
-                message += payload
-                if final and opcode != PONG:
-                    self._keep(kind, message)
-        except OSError:
-            if not self._closed:
-                raise
+                self._keep(self._socket.receive())
 
-    def _keep(self, kind: int, message: bytes) -> None:
+    def _keep(self, message: Message) -> None:
         with self._changed:
-            if kind == TEXT:
-                self.events.append(json.loads(message))
+            if message.kind == TEXT:
+                self.events.append(json.loads(message.payload))
             else:
-                self.previews.append((struct.unpack(">I", message[:4])[0], message[4:]))
+                self.previews.append((struct.unpack(">I", message.payload[:4])[0], message.payload[4:]))
             self._changed.notify_all()
-
-    def _read_frame(self) -> tuple[bool, int, bytes]:
-        first, second = self._read(2)
-        length = second & 0x7F
-        if length == 126:
-            (length,) = struct.unpack(">H", self._read(2))
-        elif length == 127:
-            (length,) = struct.unpack(">Q", self._read(8))
-        return bool(first & 0x80), first & 0x0F, self._read(length)
-
-    def _read(self, count: int) -> bytes:
-        data = self._reader.read(count)
-        if len(data) < count:
-            raise ConnectionError("The server closed the connection.")
-        return data
-
-    def _send(self, opcode: int, payload: bytes) -> None:
-        """One short masked frame, as a client has to send it."""
-        mask = os.urandom(4)
-        masked = bytes(byte ^ mask[i % 4] for i, byte in enumerate(payload))
-        self._socket.sendall(bytes([0x80 | opcode, 0x80 | len(payload)]) + mask + masked)
