@@ -12,7 +12,7 @@ from .loaders import (
     HappyHorseTextEncoderLoader,
     HappyHorseVideoVAELoader,
 )
-from .prompt import HappyHorseNegativePrompt
+from .prompt import HappyHorseNegativePrompt, HappyHorsePrompt
 from .sampling import HappyHorseSampler, HappyHorseSamplerUniPC, HappyHorseSigmas
 from .super_resolution import HappyHorseSuperResolution
 
@@ -24,6 +24,7 @@ NODES: list[type[io.ComfyNode]] = [
     HappyHorseEmptyLatent,
     HappyHorseImageToVideo,
     HappyHorseAudioToVideo,
+    HappyHorsePrompt,
     HappyHorseNegativePrompt,
     HappyHorseSampler,
     HappyHorseBaseSampler,
