@@ -6,12 +6,13 @@ import re
 import secrets
 import sys
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from .checkpoint.roles import BASE, DISTILLED, ROLES
+from .checkpoint.roles import BASE, DISTILLED, ROLES, SR_540P, SR_1080P
 from .errors import HappyHorseError, InputError
 from .geometry import (
     DEFAULT_HEIGHT,
@@ -26,14 +27,15 @@ from .media.image import load_image
 from .media.sound import load_sound
 from .model_folder import find_models
 from .negative_prompt import DEFAULT_NEGATIVE_PROMPT
-from .pipeline import Machine, Request, check_request, generate
+from .pipeline import Machine, Request, Upscale, check_request, generate, target_shape
 from .progress import Progress
+from .super_resolution import TRAINED_SIZES, shape_warnings
 
 logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
-PARTS = ("transformer", "text_encoder", "video_decoder", "audio_vae", "image_encoder")
+PARTS = ("transformer", "text_encoder", "video_decoder", "audio_vae", "image_encoder", "sr_transformer")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -80,6 +82,16 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         default=DISTILLED.name,
         help="which checkpoint; default distilled",
     )
+    add(
+        "--upscale",
+        metavar="WxH",
+        help="enlarge the clip to so many pixels; default with --sr-model the size that the model was trained for",
+    )
+    add(
+        "--sr-model",
+        choices=tuple(TRAINED_SIZES),
+        help="which super-resolution checkpoint enlarges the clip; default with --upscale the one trained nearer to it",
+    )
     add("--steps", type=int, metavar="N", help="denoising steps; default 8 for distilled, 32 for base")
     add("--seed", type=int, metavar="N", help="0 to 2^64 - 1; the same seed makes the same clip; default random")
     add(
@@ -95,11 +107,11 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         add(option, type=Path, metavar="PATH", help=f"{part.replace('_', ' ')}, if it is not in the models folder")
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """'448x256' -> (448, 256). Raises InputError for anything else."""
+def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
+    """'448x256' -> (448, 256). Raises InputError, naming ``option``, for anything else."""
     match = re.fullmatch(r"(-?\d+)\s*[xX×*]\s*(-?\d+)", text.strip())
     if match is None:
-        raise InputError(f"--size: found {text!r}, expected width and height in pixels such as 448x256.")
+        raise InputError(f"{option}: found {text!r}, expected width and height in pixels such as 448x256.")
     return int(match[1]), int(match[2])
 
 
@@ -144,6 +156,31 @@ def _resolve_size(text: str | None, image: torch.Tensor | None) -> tuple[int, in
     return size
 
 
+def _resolve_upscale(size: str | None, model: str | None) -> Upscale | None:
+    """The stage that --upscale and --sr-model ask for; either of them alone decides about the other."""
+    if size is None:
+        return None if model is None else Upscale(ROLES[model])
+    width, height = parse_size(size, "--upscale")
+    if min(width, height) < 1:
+        raise InputError(f"--upscale: found {size!r}, expected width and height in pixels such as 896x512.")
+    if model is not None:
+        return Upscale(ROLES[model], width, height)
+    nearer = SR_540P if (width * height) ** 2 < prod(prod(size) for size in TRAINED_SIZES.values()) else SR_1080P
+    return Upscale(nearer, width, height)
+
+
+def _warn_of_target(request: Request) -> None:
+    shape, upscale = request.shape, request.upscale
+    if upscale is None:
+        return
+    target = target_shape(shape, upscale)
+    asked, size = (upscale.width, upscale.height), (target.width, target.height)
+    if any(asked) and asked != size:
+        logger.warning("--upscale %dx%d becomes %dx%d: sides are multiples of 32", *asked, *size)
+    for warning in shape_warnings(upscale.role, (shape.width, shape.height), size):
+        logger.warning("--upscale: %s", warning)
+
+
 def _request(args: argparse.Namespace) -> Request:
     role = ROLES[args.model]
     image = None if args.image is None else load_image(args.image)
@@ -158,6 +195,7 @@ def _request(args: argparse.Namespace) -> Request:
         role=role,
         image=image,
         sound=None if args.audio is None else load_sound(args.audio, max_seconds=longest),
+        upscale=_resolve_upscale(args.upscale, args.sr_model),
     )
 
 
@@ -176,8 +214,15 @@ def run_generate(args: argparse.Namespace) -> int:
     machine = _machine(args)
     request = _request(args)
     check_request(request)
+    _warn_of_target(request)
     chosen = {part: getattr(args, part) for part in PARTS if getattr(args, part) is not None}
-    files = find_models(args.models, request.role.name, with_image=request.image is not None, chosen=chosen)
+    files = find_models(
+        args.models,
+        request.role.name,
+        with_image=request.image is not None,
+        sr_role=None if request.upscale is None else request.upscale.role.name,
+        chosen=chosen,
+    )
     bars = Bars()
     try:
         with torch.inference_mode():

@@ -1,7 +1,7 @@
 """Finds the parts of the model in a folder, by the names under which they are published."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .checkpoint.roles import BASE, DISTILLED, SR_540P, SR_1080P
@@ -56,16 +56,27 @@ AUDIO_VAE = Part(
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Paths of the parts that one run needs; ``image_encoder`` only where a picture is given."""
+    """Paths of the parts that one run needs.
+
+    ``image_encoder`` only where a picture is given, ``sr_transformer`` only where the clip is enlarged.
+    """
 
     transformer: Path
     text_encoder: Path
     video_decoder: Path
     audio_vae: Path
-    image_encoder: Path | None
+    image_encoder: Path | None = None
+    sr_transformer: Path | None = None
 
 
-def find_models(folder: Path, role: str, *, with_image: bool, chosen: Mapping[str, Path] | None = None) -> ModelFiles:
+def find_models(
+    folder: Path,
+    role: str,
+    *,
+    with_image: bool,
+    sr_role: str | None = None,
+    chosen: Mapping[str, Path] | None = None,
+) -> ModelFiles:
     """Finds every part below ``folder``; ``chosen`` maps a part's field name to a path that is taken instead.
 
     Raises CheckpointError naming the folder if it is missing, or the part, where it was looked for and where it is
@@ -83,8 +94,10 @@ def find_models(folder: Path, role: str, *, with_image: bool, chosen: Mapping[st
     }
     if with_image:
         parts["image_encoder"] = IMAGE_ENCODER
+    if sr_role is not None:
+        parts["sr_transformer"] = replace(TRANSFORMERS[sr_role], title="super-resolution transformer")
     paths = {field: chosen.get(field) or _find(folder, part) for field, part in parts.items()}
-    return ModelFiles(**{"image_encoder": None, **paths})
+    return ModelFiles(**paths)
 
 
 def _find(folder: Path, part: Part) -> Path:

@@ -2,19 +2,20 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from . import __version__
+from . import __version__, super_resolution
 from .audio_vae.encode import encode_soundtrack
 from .audio_vae.load import load_oobleck
 from .audio_vae.resample import resample_fft
-from .checkpoint.roles import BASE, DISTILLED, Role
+from .checkpoint.roles import ASSUMED, BASE, DISTILLED, Role
 from .dit.load import TransformerFile, inspect_transformer, load_transformer
+from .dit.model import HappyHorseTransformer
 from .errors import CheckpointError, InputError
 from .geometry import FRAME_RATE, MIN_FRAMES, OUTPUT_SAMPLE_RATE, ClipShape
 from .media.image import fit_image
@@ -40,6 +41,16 @@ def no_report(stage: str, unit: str) -> Progress:
 
 
 @dataclass(frozen=True)
+class Upscale:
+    """The stage that enlarges the clip: which model, and to what size in pixels, where 0 is chosen."""
+
+    role: Role
+    width: int = 0
+    height: int = 0
+    steps: int = super_resolution.STEPS
+
+
+@dataclass(frozen=True)
 class Request:
     """What to make. ``image`` is [1, 3, H, W] in [-1, 1]; ``sound`` is [1, 2, N] at 51,200 Hz and sets the length."""
 
@@ -51,6 +62,7 @@ class Request:
     negative_prompt: str = ""
     image: Tensor | None = None
     sound: Tensor | None = None
+    upscale: Upscale | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,17 @@ def check_request(request: Request) -> None:
     if request.role not in (BASE, DISTILLED):
         raise InputError(f"model: found {request.role.name}, expected {BASE.name} or {DISTILLED.name}.")
     flow_sigmas(request.steps)
+    if request.upscale is not None:
+        target_shape(request.shape, request.upscale)
+
+
+def target_shape(shape: ClipShape, upscale: Upscale | None) -> ClipShape:
+    """The finished clip's shape. Raises InputError for a size that super-resolution can't make of ``shape``."""
+    if upscale is None:
+        return shape
+    source = (shape.width, shape.height)
+    size = super_resolution.target_size(upscale.role, source, upscale.width, upscale.height)
+    return ClipShape(*size, shape.frames)
 
 
 def generate(
@@ -81,20 +104,26 @@ def generate(
     """
     check_request(request)
     file = _inspect(files.transformer, request.role)
+    sr_file = None if request.upscale is None else _inspect(files.sr_transformer, request.upscale.role)
     sound_latent = _encode_sound(request.sound, files, machine, report)
-    shape = _shape_of(request.shape, sound_latent)
-    _check_memory(file, shape, machine)
+    first = _shape_of(request.shape, sound_latent)
+    shape = target_shape(first, request.upscale)
+    _check_memory(file, first, machine)
+    if sr_file is not None:
+        _check_memory(sr_file, shape, machine)
     with Mp4Writer(
         output,
         shape.width,
         shape.height,
         fps=FRAME_RATE,
         sample_rate=OUTPUT_SAMPLE_RATE,
-        metadata={"comment": json.dumps(_settings(request, shape, files), ensure_ascii=False)},
+        metadata={"comment": json.dumps(_settings(request, first, shape, files), ensure_ascii=False)},
     ) as writer:
         prompts = _encode_prompts(request, files, machine, report)
-        image_latent = _encode_image(request.image, shape, files, machine, report)
-        video, audio = _sample(request, shape, file, prompts, image_latent, sound_latent, machine, report)
+        stills = _encode_image(request.image, (first, shape), files, machine, report)
+        video, audio = _sample(request, first, file, prompts, stills[0], sound_latent, machine, report)
+        if sr_file is not None:
+            video = _enlarge(request, shape, sr_file, prompts[0], stills[1], video, audio, machine, report)
         writer.add_sound(_decode_sound(request.sound, audio, files, machine, report).numpy())
         for frames in _decode_video(video, files, machine, report):
             writer.add_frames(frames.numpy())
@@ -103,9 +132,11 @@ def generate(
 
 def _inspect(path: Path, wanted: Role) -> TransformerFile:
     file = inspect_transformer(path)
-    if file.role.is_super_resolution:
+    known = file.role_origin != ASSUMED
+    if known and file.role.is_super_resolution != wanted.is_super_resolution:
+        does = "enlarges a finished clip" if file.role.is_super_resolution else "makes clips and can't enlarge them"
         raise CheckpointError(
-            f"{path}: this is the {file.role.name} model ({file.role_origin}), which enlarges a finished clip. "
+            f"{path}: this is the {file.role.name} model ({file.role_origin}), which {does}. "
             f"Expected the {wanted.name} model."
         )
     if file.role is not wanted:
@@ -127,7 +158,7 @@ def _check_memory(file: TransformerFile, shape: ClipShape, machine: Machine) -> 
     require(needed, available_bytes(machine.device), what)
 
 
-def _settings(request: Request, shape: ClipShape, files: ModelFiles) -> dict[str, str | int | float]:
+def _settings(request: Request, first: ClipShape, shape: ClipShape, files: ModelFiles) -> dict[str, str | int | float]:
     settings: dict[str, str | int | float] = {
         "prompt": request.prompt,
         "seed": request.seed,
@@ -143,6 +174,10 @@ def _settings(request: Request, shape: ClipShape, files: ModelFiles) -> dict[str
     }
     if request.role.guided:
         settings["negative_prompt"] = request.negative_prompt
+    if request.upscale is not None:
+        settings["super_resolution"] = request.upscale.role.name
+        settings["super_resolution_steps"] = request.upscale.steps
+        settings["enlarged_from"] = f"{first.width}x{first.height}"
     return settings
 
 
@@ -172,18 +207,19 @@ def _encode_prompts(request: Request, files: ModelFiles, machine: Machine, repor
 
 
 def _encode_image(
-    image: Tensor | None, shape: ClipShape, files: ModelFiles, machine: Machine, report: Report
-) -> Tensor | None:
+    image: Tensor | None, shapes: Sequence[ClipShape], files: ModelFiles, machine: Machine, report: Report
+) -> list[Tensor | None]:
+    """The picture's latent at the size of each shape."""
     if image is None:
-        return None
+        return [None] * len(shapes)
     encoder = load_image_encoder(
         files.image_encoder,
         dtype=machine.dtype,
         device=machine.device,
         progress=report("Load image encoder", "B"),
     )
-    pixels = fit_image(image, shape.width, shape.height)
-    return encoder(pixels.to(machine.device, machine.dtype)).float()
+    pictures = (fit_image(image, shape.width, shape.height) for shape in shapes)
+    return [encoder(pixels.to(machine.device, machine.dtype)).float() for pixels in pictures]
 
 
 def _sample(
@@ -197,11 +233,6 @@ def _sample(
     report: Report,
 ) -> tuple[Tensor, Tensor]:
     model = load_transformer(file, dtype=machine.dtype, device=machine.device, progress=report("Load transformer", "B"))
-
-    def velocity_for(text: Tensor) -> Velocity:
-        text = text.to(machine.device)
-        return lambda video, audio, sigma: model(video, audio, text, compute_dtype=machine.dtype)
-
     # On the CPU, so that a seed means the same clip whatever device computes it.
     draw = seeded_noise(torch.Generator("cpu").manual_seed(request.seed))
     video = draw(0, torch.empty(1, *shape.video_latent, device=machine.device))
@@ -213,7 +244,7 @@ def _sample(
     def solver() -> Solver:
         return UniPC(sigmas) if request.role.guided else DistilledSolver(sigmas, draw)
 
-    velocities = [velocity_for(text) for text in prompts]
+    velocities = [_velocity(model, text, machine) for text in prompts]
     return denoise(
         guided(*velocities) if request.role.guided else velocities[0],
         video,
@@ -223,6 +254,37 @@ def _sample(
         None if sound_latent is not None else solver(),
         image_latent=image_latent,
         progress=report("Denoise", "step"),
+    )
+
+
+def _velocity(model: HappyHorseTransformer, text: Tensor, machine: Machine) -> Velocity:
+    text = text.to(machine.device)
+    return lambda video, audio, sigma: model(video, audio, text, compute_dtype=machine.dtype)
+
+
+def _enlarge(
+    request: Request,
+    shape: ClipShape,
+    file: TransformerFile,
+    prompt: Tensor,
+    image_latent: Tensor | None,
+    video: Tensor,
+    audio: Tensor,
+    machine: Machine,
+    report: Report,
+) -> Tensor:
+    """The clip's video latent at the size of ``shape``. A seed gives the noise that it gives in ComfyUI."""
+    progress = report("Load super-resolution", "B")
+    model = load_transformer(file, dtype=machine.dtype, device=machine.device, progress=progress)
+    draw = seeded_noise(torch.Generator("cpu").manual_seed(request.seed))
+    noise_video = draw(0, video.new_empty(1, *shape.video_latent))
+    start = super_resolution.start(video, audio, (shape.width, shape.height), noise_video, draw(0, audio))
+    return super_resolution.upscale(
+        _velocity(model, prompt, machine),
+        *start,
+        steps=request.upscale.steps,
+        image_latent=image_latent,
+        progress=report("Enlarge", "step"),
     )
 
 

@@ -32,6 +32,8 @@ ROLES = {role.name: role for role in (BASE, DISTILLED, SR_540P, SR_1080P)}
 RELEASED_FOLDERS = {"base": BASE, "distill": DISTILLED, "540p_sr": SR_540P, "1080p_sr": SR_1080P}
 """Folder names of the released daVinci-MagiHuman repository."""
 METADATA_KEY = "happyhorse.role"
+ASSUMED = "assumed, since neither metadata nor the folder's name tells"
+"""Where a role comes from that nothing tells."""
 
 
 def resolve_role(requested: str | None, metadata: Mapping[str, str], path: Path) -> tuple[Role, str]:
@@ -56,4 +58,4 @@ def resolve_role(requested: str | None, metadata: Mapping[str, str], path: Path)
     folder = path.name if path.is_dir() else path.parent.name
     if folder in RELEASED_FOLDERS:
         return RELEASED_FOLDERS[folder], f"from the folder name {folder}"
-    return DISTILLED, "assumed, since neither metadata nor the folder's name tells"
+    return DISTILLED, ASSUMED
