@@ -1,4 +1,4 @@
-"""The command line: ``python -m happyhorse_core generate --help``."""
+"""The command line: ``python -m happyhorse_core --help``."""
 
 import argparse
 import logging
@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from .checkpoint.roles import BASE, DISTILLED, ROLES, SR_540P, SR_1080P
+from .convert.command import CONVERT, INSPECT, add_convert, add_inspect, run_convert, run_inspect
 from .errors import HappyHorseError, InputError
 from .geometry import (
     DEFAULT_HEIGHT,
@@ -45,7 +46,15 @@ def build_parser() -> argparse.ArgumentParser:
         description="Video and sound from one prompt, with checkpoints of the daVinci-MagiHuman architecture.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_generate(commands.add_parser("generate", help="make a clip", description="Makes an mp4 from a prompt."))
+    make = commands.add_parser("generate", help="make a clip", description="Makes an mp4 from a prompt.")
+    _add_generate(make)
+    make.set_defaults(run=run_generate)
+    rewrite = commands.add_parser("convert", help="write weights as one smaller file", description=CONVERT)
+    add_convert(rewrite)
+    rewrite.set_defaults(run=_convert)
+    look = commands.add_parser("inspect", help="say what a file or folder of weights is", description=INSPECT)
+    add_inspect(look)
+    look.set_defaults(run=_inspect)
     return parser
 
 
@@ -236,6 +245,22 @@ def run_generate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _convert(args: argparse.Namespace) -> int:
+    bars = Bars()
+    try:
+        done = run_convert(args, bars.open)
+    finally:
+        bars.close()
+    print(done)
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    text, usable = run_inspect(args)
+    print(text)
+    return 0 if usable else 1
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     # The allocator of the CPU has no error class of its own.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
@@ -246,14 +271,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, handlers=[_BarSafeHandler()])
     try:
-        return run_generate(args)
+        return args.run(args)
     except HappyHorseError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        print(f"error: not enough memory: {error}\nChoose a smaller --size or fewer --seconds.", file=sys.stderr)
+        way_out = "\nChoose a smaller --size or fewer --seconds." if args.run is run_generate else ""
+        print(f"error: not enough memory: {error}{way_out}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)

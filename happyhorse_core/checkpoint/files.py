@@ -19,10 +19,10 @@ _FOREIGN_STARTS = (
 SHOWN = 5
 
 
-def some(names: list[str] | tuple[str, ...]) -> str:
-    """The first few names, and how many more there are."""
-    rest = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+def some(names: list[str] | tuple[str, ...], shown: int = SHOWN) -> str:
+    """The first ``shown`` names, and how many more there are."""
+    rest = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:

@@ -34,17 +34,32 @@ def load_module(
     floating point is expected.
     """
     source = dequantised(source)
-    targets = module.state_dict(keep_vars=True)
-    _check_filled(module, targets)
-    _check_names(source, targets, ignore)
-    _check_tensors(source, targets)
+    targets = check_module(module, source, ignore=ignore)
     total = sum(source.entries[name].nbytes for name in targets)
     done = 0
     for name, target in targets.items():
         dtype = target.dtype if dtype_of is None else dtype_of(name, target)
-        _put(module, name, source.read(name).to(device).to(dtype))
-        done += source.entries[name].nbytes
+        entry, read = source.entries[name], source.read(name)
+        placed = read.to(device).to(dtype)
+        if placed.data_ptr() != read.data_ptr():
+            # Else the file's pages would stay beside the copy: two or four times the model, by the end.
+            del read
+            entry.release()
+        _put(module, name, placed)
+        done += entry.nbytes
         progress(done, total)
+
+
+def check_module(module: nn.Module, source: TensorSource, *, ignore: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Holds a source of plain tensors against the module that it shall fill, reading nothing: see ``load_module``.
+
+    Returns the module's own parameters and persistent buffers by name.
+    """
+    targets = module.state_dict(keep_vars=True)
+    _check_filled(module, targets)
+    _check_names(source, targets, ignore)
+    _check_tensors(source, targets)
+    return targets
 
 
 def _check_filled(module: nn.Module, targets: dict[str, Tensor]) -> None:

@@ -24,6 +24,7 @@ _ACTIVATION_SCALES = ("input_scale", "scale_input")
 _LAYER_FORMAT = "comfy_quant"
 _READABLE_FORMATS = ("float8_e4m3fn", "float8_e5m2")
 _FILE_MARK = "scaled_fp8"
+_SCALES = (".__fp8_scale", ".weight_scale", ".scale_weight", *(f".{name}" for name in _ACTIVATION_SCALES))
 
 
 def dequantised(source: TensorSource) -> TensorSource:
@@ -49,7 +50,22 @@ def dequantised(source: TensorSource) -> TensorSource:
             f"{source.path}: {len(bare)} float8 tensors have no scale in a file of scaled ones: {some(bare)}. "
             "Without it their values are wrong; download a complete file."
         )
+    _check_left_over(source, entries)
     return source.with_entries(entries)
+
+
+def _check_left_over(source: TensorSource, entries: dict[str, TensorEntry]) -> None:
+    """By now each scale went to its weight; one that is left stands for a weight that is gone or of another kind."""
+    lone = [name for name in entries if name.endswith(_SCALES)]
+    if not lone:
+        return
+    layer = lone[0].removesuffix(".weight.__fp8_scale").removesuffix(f".{lone[0].rpartition('.')[2]}")
+    weight = entries.get(f"{layer}.weight")
+    found = "no weight" if weight is None else f"a weight of {weight.dtype}"
+    raise CheckpointError(
+        f"{source.path}: {len(lone)} scales have no float8 weight: {some(lone)}. Beside the first there is {found}, "
+        f"expected {layer}.weight in float8. The file is incomplete, or quantised in a way that can't be read here."
+    )
 
 
 def _is_file_mark(name: str) -> bool:
@@ -96,4 +112,6 @@ def _scaled(name: str, entry: TensorEntry, scale: TensorEntry) -> TensorEntry:
 def _multiply(entry: TensorEntry, scale: TensorEntry) -> Tensor:
     factor = scale.read().to(torch.float32)
     shape = [-1] + [1] * (len(entry.shape) - 1) if scale.numel > 1 else []
-    return entry.read().to(torch.float32).mul_(factor.reshape(shape))
+    product = entry.read().to(torch.float32).mul_(factor.reshape(shape))
+    entry.release()
+    return product

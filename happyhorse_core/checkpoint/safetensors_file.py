@@ -21,7 +21,7 @@ from ..errors import CheckpointError
 from .files import read_start, unreadable
 from .tensors import TensorEntry
 
-_DTYPE_NAMES = {
+DTYPE_NAMES = {
     "F64": "float64",
     "F32": "float32",
     "F16": "float16",
@@ -41,12 +41,14 @@ _DTYPE_NAMES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
-_LENGTH_BYTES = 8
+LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000
 """The limit that the format itself sets."""
 _IS_COMMON_LINUX = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000) if _IS_COMMON_LINUX else None
 """Not every Python names this flag of Linux; its value is the same on these machines."""
+_DROP_PAGES = getattr(mmap, "MADV_DONTNEED", None) if _IS_COMMON_LINUX else None
+"""Elsewhere this is only advice, and the system decides by itself when pages go."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,15 @@ class _Span:
 class SafetensorsFile:
     """The tensors of one safetensors file, mapped into memory at the first reading.
 
-    Raises CheckpointError where the file is missing, cut short, or something else than safetensors.
+    With ``mapped`` false each tensor is read into memory of its own. That bears with a file that somebody cuts short
+    meanwhile, which ends a process that has it mapped. Raises CheckpointError where the file is missing, cut short, or
+    something else than safetensors.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, mapped: bool = True) -> None:
         self.path = path
+        self._mapped = mapped
+        self._mapping: mmap.mmap | None = None
         self._bytes: Tensor | None = None
         header, data_begin = _read_header(path)
         metadata = header.pop("__metadata__", None)
@@ -74,26 +80,35 @@ class SafetensorsFile:
         spans = {name: _parse_span(path, name, fields, data_begin) for name, fields in header.items()}
         _check_size(path, max((span.end for span in spans.values()), default=data_begin))
         self.entries = {
-            name: TensorEntry(path, span.shape, span.dtype, partial(self._read, span)) for name, span in spans.items()
+            name: TensorEntry(path, span.shape, span.dtype, partial(self._read, span), partial(self._release, span))
+            for name, span in spans.items()
         }
 
     def _read(self, span: _Span) -> Tensor:
         if span.begin == span.end:
             return torch.empty(span.shape, dtype=span.dtype)
-        if self._bytes is None:
-            self._bytes = _map_file(self.path)
+        if self._bytes is None and self._mapped:
+            self._mapping = _map_file(self.path)
+            self._bytes = None if self._mapping is None else torch.frombuffer(self._mapping, dtype=torch.uint8)
         raw = _read_bytes(self.path, span) if self._bytes is None else self._bytes[span.begin : span.end]
         if raw.storage_offset() % span.dtype.itemsize:  # a view needs alignment, which the format doesn't promise
             raw = raw.clone()
         return raw.view(span.dtype).view(span.shape)
 
+    def _release(self, span: _Span) -> None:
+        """Drops the pages that hold nothing but this tensor."""
+        begin = -(-span.begin // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = span.end // mmap.PAGESIZE * mmap.PAGESIZE - begin
+        if self._mapping is not None and _DROP_PAGES is not None and length > 0:
+            self._mapping.madvise(_DROP_PAGES, begin, length)
+
     def close(self) -> None:
         """Forgets the mapping; it goes when the last tensor read from it does."""
-        self._bytes = None
+        self._mapping = self._bytes = None
 
 
-def _map_file(path: Path) -> Tensor | None:
-    """All bytes of the file as a uint8 tensor over a copy-on-write mapping; None where the system refuses to map.
+def _map_file(path: Path) -> mmap.mmap | None:
+    """A copy-on-write mapping of the whole file; None where the system refuses to map.
 
     A mapping that could be written to counts as memory that is asked for, so systems refuse one that is larger than
     all of theirs; MAP_NORESERVE says that it won't be written to.
@@ -102,14 +117,12 @@ def _map_file(path: Path) -> Tensor | None:
         with path.open("rb") as file:
             if _MAP_NORESERVE is not None:
                 flags, access = mmap.MAP_PRIVATE | _MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
-                mapping = mmap.mmap(file.fileno(), 0, flags, access)
-            else:
-                mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                return mmap.mmap(file.fileno(), 0, flags, access)
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except FileNotFoundError as error:
         raise unreadable(path, error) from error
     except OSError:
         return None
-    return torch.frombuffer(mapping, dtype=torch.uint8)
 
 
 def _read_bytes(path: Path, span: _Span) -> Tensor:
@@ -130,24 +143,24 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     """The header and the position at which the tensors' bytes begin."""
     start = read_start(path, 64)
     size = path.stat().st_size
-    length = int.from_bytes(start[:_LENGTH_BYTES], "little")
+    length = int.from_bytes(start[:LENGTH_BYTES], "little")
     # A length may begin with any byte, that of a pickle included; what follows it tells the two apart.
-    if start.startswith((b"PK\x03\x04", b"\x80")) and start[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{":
+    if start.startswith((b"PK\x03\x04", b"\x80")) and start[LENGTH_BYTES : LENGTH_BYTES + 1] != b"{":
         raise CheckpointError(f"{path}: found a pickled PyTorch file named as safetensors. Name it .ckpt or .pth.")
     if (
-        len(start) <= _LENGTH_BYTES
+        len(start) <= LENGTH_BYTES
         or not 2 <= length <= _MAX_HEADER_BYTES
-        or start[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{"
+        or start[LENGTH_BYTES : LENGTH_BYTES + 1] != b"{"
     ):
         raise CheckpointError(
             f"{path}: is no safetensors file: it begins with {start[:16]!r}; expected a header's length and its JSON."
         )
-    data_begin = _LENGTH_BYTES + length
+    data_begin = LENGTH_BYTES + length
     if size < data_begin:
         raise _truncated(path, data_begin, size, "at least ")
     try:
         with path.open("rb") as file:
-            file.seek(_LENGTH_BYTES)
+            file.seek(LENGTH_BYTES)
             header = json.loads(file.read(length))
     except OSError as error:
         raise unreadable(path, error) from error
@@ -184,7 +197,7 @@ def _parse_span(path: Path, name: str, fields: Any, data_begin: int) -> _Span:
         raise CheckpointError(
             f"{path}: tensor {name}: its dtype, shape or place is missing from the header."
         ) from error
-    dtype = getattr(torch, _DTYPE_NAMES.get(str(dtype_name), ""), None)
+    dtype = getattr(torch, DTYPE_NAMES.get(str(dtype_name), ""), None)
     if dtype is None:
         raise CheckpointError(f"{path}: tensor {name}: found dtype {dtype_name}, which can't be read here.")
     if not numbers_good or end - begin != prod(shape) * dtype.itemsize:

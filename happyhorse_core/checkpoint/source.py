@@ -15,12 +15,12 @@ _INDEX_SUFFIX = ".safetensors.index.json"
 _PICKLE_SUFFIXES = (".ckpt", ".pth", ".pt", ".bin")
 
 
-def open_source(path: str | Path, *, prefix: str = "") -> TensorSource:
+def open_source(path: str | Path, *, prefix: str = "", mapped: bool = True) -> TensorSource:
     """Opens a checkpoint and checks its files, without reading weights yet.
 
     ``path`` is a .safetensors file, a pickled .ckpt, .pth, .pt or .bin, an index (``*.safetensors.index.json``), or a
     folder that holds one index or else one .safetensors file. With a ``prefix``, only the tensors under it are
-    there, named without it, and shards that hold none of them are not needed.
+    there, named without it, and shards that hold none of them are not needed. ``mapped`` as for SafetensorsFile.
 
     Raises CheckpointError, naming the file, where something is missing, damaged or of another kind.
     """
@@ -28,9 +28,9 @@ def open_source(path: str | Path, *, prefix: str = "") -> TensorSource:
     file = _file_of_folder(path) if is_folder(path) else path
     name = file.name.lower()
     if name.endswith(_INDEX_SUFFIX):
-        source = _open_index(file, path, prefix)
+        source = _open_index(file, path, prefix, mapped)
     elif name.endswith(".safetensors"):
-        source = _open_shards(path, {file: None})
+        source = _open_shards(path, {file: None}, mapped)
     elif name.endswith(_PICKLE_SUFFIXES):
         entries = read_pickled(file)
         source = TensorSource(path, entries)
@@ -73,7 +73,7 @@ def _file_of_folder(folder: Path) -> Path:
     )
 
 
-def _open_index(index: Path, path: Path, prefix: str) -> TensorSource:
+def _open_index(index: Path, path: Path, prefix: str, mapped: bool) -> TensorSource:
     weight_map, metadata = _read_index(index)
     wanted: dict[Path, list[str]] = {}
     for name, shard in weight_map.items():
@@ -85,7 +85,7 @@ def _open_index(index: Path, path: Path, prefix: str) -> TensorSource:
             f"{index}: {len(missing)} of the {len(wanted)} files that it names are missing: {some(missing)}. "
             f"Download them into {index.parent}."
         )
-    source = _open_shards(path, wanted)
+    source = _open_shards(path, wanted, mapped)
     source.metadata.update(metadata)
     return source
 
@@ -112,9 +112,9 @@ def _read_index(index: Path) -> tuple[dict[str, str], dict[str, str]]:
     return weight_map, {str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {}
 
 
-def _open_shards(path: Path, shards: dict[Path, list[str] | None]) -> TensorSource:
+def _open_shards(path: Path, shards: dict[Path, list[str] | None], mapped: bool) -> TensorSource:
     """One source over several files, each with the names that must be in it; None asks for at least one tensor."""
-    files = [SafetensorsFile(shard) for shard in shards]
+    files = [SafetensorsFile(shard, mapped=mapped) for shard in shards]
     entries: dict[str, TensorEntry] = {}
     indexed: dict[str, TensorEntry] = {}
     metadata: dict[str, str] = {}

@@ -12,14 +12,23 @@ from torch import Tensor
 from ..errors import CheckpointError
 
 
+def _keep() -> None:
+    """What lets go of nothing: the tensors of this entry's file are not read through a mapping."""
+
+
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor of a file: what it is, and how it is read when it is wanted."""
+    """One tensor of a file: what it is, and how it is read when it is wanted.
+
+    ``release`` drops from memory what ``read`` brought in from the file. A tensor that was read stays good, for its
+    pages come back from the file, but changes that were written to it are lost.
+    """
 
     file: Path
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], Tensor]
+    release: Callable[[], None] = _keep
 
     @property
     def numel(self) -> int:

@@ -11,6 +11,7 @@ from ..checkpoint.detect import detect_transformer, find_prefix
 from ..checkpoint.load import load_module
 from ..checkpoint.roles import Role, resolve_role
 from ..checkpoint.source import TensorSource, open_source
+from ..checkpoint.split_experts import merge_split_experts
 from ..config import TransformerConfig
 from ..ops import TorchOps
 from ..progress import Progress, silent
@@ -37,7 +38,12 @@ def inspect_transformer(path: Path, role: str | None = None) -> TransformerFile:
 
     ``role`` is one of base, distilled, 540p_sr, 1080p_sr, or None to find out. Raises CheckpointError.
     """
-    source = open_source(path)
+    return examine_transformer(open_source(path), path, role)
+
+
+def examine_transformer(source: TensorSource, path: Path, role: str | None = None) -> TransformerFile:
+    """What ``inspect_transformer`` does once a checkpoint is open; ``path`` is where it was opened."""
+    source = merge_split_experts(source)
     prefix = find_prefix(source.names, str(path))
     source = source.sub(prefix) if prefix else source
     found, origin = resolve_role(role, source.metadata, Path(path))

@@ -56,7 +56,7 @@ def load_text_encoder(
     CheckpointError where files are missing, damaged, of another model or not of one another.
     """
     path = Path(path)
-    with open_source(path, prefix=_indexed_prefix(path)) as source:
+    with open_source(path, prefix=indexed_prefix(path)) as source:
         encoder = source.sub(encoder_prefix(source.names, str(path)))
         config = detect_text_encoder(encoder.shapes, read_config(path, source.metadata), str(path))
         tokenizer = read_tokenizer(path, source)
@@ -98,7 +98,7 @@ def _folder(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def _indexed_prefix(path: Path) -> str:
+def indexed_prefix(path: Path) -> str:
     """The encoder's prefix according to an index, so that shards of the decoder alone may be absent; else nothing.
 
     A damaged index gives nothing too: opening it for real says what is wrong with it.

@@ -272,7 +272,9 @@ def test_scale_lost_from_one_of_several(tmp_path: Path) -> None:
 
 def test_scale_without_float8(tmp_path: Path) -> None:
     tensors = net_tensors() | {SCALE_KEYS[0]: torch.tensor(0.01)}
-    assert_refused(saved(tmp_path, tensors), f"not expected: {SCALE_KEYS[0]}")
+    assert_refused(saved(tmp_path, tensors), f"no float8 weight: {SCALE_KEYS[0]}", "a weight of torch.float32")
+    del tensors["blocks.0.weight"]
+    assert_refused(saved(tmp_path, tensors), f"no float8 weight: {SCALE_KEYS[0]}", "there is no weight")
 
 
 # Memory

@@ -1,0 +1,1 @@
+"""Writing weights anew, as one safetensors file of smaller numbers."""

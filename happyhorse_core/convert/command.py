@@ -1,0 +1,53 @@
+"""The commands ``convert`` and ``inspect``: their options, and what they answer."""
+
+import argparse
+from pathlib import Path
+
+from ..checkpoint.roles import ROLES
+from ..describe.kinds import AUTO, KINDS
+from ..describe.report import describe, gibibytes
+from .plan import BF16, DTYPES, FP8, FP8_SCALED
+from .run import Report, convert
+
+CONVERT = """Writes weights as one safetensors file, for ComfyUI's nodes and for this command line.
+
+A transformer may be a folder of shards, a merged file, or a community file (float8 with scales, experts apart). Of the
+text encoder's folder the encoder and the tokenizer are kept, of Stable Audio Open the autoencoder. The source is never
+written to, and nothing stands under the new name until it is complete and was read again."""
+INSPECT = """Prints what weights are, by their content: kind, role, sizes, dtypes, quantisation, what is missing.
+Ends with status 1 where they can't be used."""
+DTYPE_HELP = f"""{BF16}: bfloat16, as fast and as good as the original; {FP8}: float8, plainly rounded, half of that;
+{FP8_SCALED}: float8 with a scale for each layer and each expert, the same size and closer to the original. Embedders,
+norms and final layers stay float32. Default {BF16}; autoencoders are left as they are"""
+
+
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of ``convert``."""
+    add = parser.add_argument
+    add("source", type=Path, metavar="SRC", help="file, or folder with shards and their index")
+    add("target", type=Path, metavar="DST", help="the .safetensors file to write")
+    add("--dtype", choices=DTYPES, help=DTYPE_HELP)
+    add("--role", choices=ROLES, help="what a transformer is for; needed where neither metadata nor the folder tells")
+    add("--kind", choices=(AUTO, *KINDS), default=AUTO, help="what the source is; default: found out by its content")
+    add("--force", action="store_true", help="replace DST if it is there, once the new file is complete")
+
+
+def add_inspect(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of ``inspect``."""
+    parser.add_argument("path", type=Path, metavar="PATH", help="file, or folder with shards and their index")
+
+
+def run_convert(args: argparse.Namespace, report: Report) -> str:
+    """Carries out ``convert``; returns what was done. Raises HappyHorseError."""
+    options = {name: getattr(args, name) for name in ("dtype", "role", "kind", "force")}
+    done = convert(args.source, args.target, report=report, **options)
+    what = ", ".join(
+        done.plan.metadata[key] for key in ("happyhorse.role", "happyhorse.dtype") if key in done.plan.metadata
+    )
+    return f"{done.path}: {done.plan.kind}, {what}, {len(done.plan.stored())} tensors, {gibibytes(done.size)}, verified"
+
+
+def run_inspect(args: argparse.Namespace) -> tuple[str, bool]:
+    """Carries out ``inspect``; returns what was found, and whether the weights can be used. Raises CheckpointError."""
+    found = describe(args.path)
+    return str(found), not found.problems

@@ -1,0 +1,227 @@
+"""What a converted file will hold, before anything of it is written.
+
+A scaled float8 layer becomes three tensors, as ComfyUI's quantised layers expect them:
+
+| name | dtype and shape | content |
+| --- | --- | --- |
+| ``X.weight`` | float8_e4m3fn, as released | the weight divided by its scale |
+| ``X.weight_scale`` | float32, [] | the scale; where experts are stacked [rows, 1], each expert's on its rows |
+| ``X.comfy_quant`` | uint8 | JSON: ``{"format": "float8_e4m3fn"}`` |
+
+The scale of stacked experts is one number for each row since that is the form in which a matrix can be multiplied back
+in one go, here and in ComfyUI; all rows of an expert have the same.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..checkpoint.detect import LOCAL_METADATA_KEY, RECEPTIVE_FIELD_METADATA_KEY
+from ..checkpoint.load import check_module
+from ..checkpoint.quantised import dequantised
+from ..checkpoint.roles import ASSUMED, METADATA_KEY, ROLES
+from ..checkpoint.tensors import TensorEntry, TensorSource
+from ..config import MODALITIES
+from ..describe.kinds import AUDIO_VAE, IMAGE_ENCODER, TEXT_ENCODER, TRANSFORMER, VIDEO_DECODER, Contents
+from ..dit.load import BANDS, TransformerFile
+from ..dit.rope import frequency_bands
+from ..errors import CheckpointError, InputError
+from ..text.encoder import PREFIXES as TEXT_PREFIXES
+from ..text.load import EMBEDDED_TOKENIZER, read_config, read_tokenizer
+from .rounding import FLOAT8
+
+BF16, FP8, FP8_SCALED = "bf16", "fp8", "fp8-scaled"
+DTYPES = (BF16, FP8, FP8_SCALED)
+KIND_KEY, DTYPE_KEY, CONVERTER_KEY, SOURCES_KEY = (
+    "happyhorse.kind",
+    "happyhorse.dtype",
+    "happyhorse.converter",
+    "happyhorse.sources",
+)
+NOTE = json.dumps({"format": "float8_e4m3fn"}).encode()
+_FLOAT8_KINDS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One tensor to write: its values from ``entry``, its name and dtype in the new file.
+
+    ``experts`` is 0 where it is only rounded, else the number of row blocks that get a scale of their own.
+    """
+
+    name: str
+    entry: TensorEntry
+    dtype: torch.dtype
+    experts: int = 0
+
+    def stored(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Names, dtypes and shapes of what this becomes in the file."""
+        found = {self.name: (self.dtype, self.entry.shape)}
+        if self.experts:
+            layer = self.name.removesuffix("weight")
+            shape = (self.entry.shape[0], 1) if self.experts > 1 else ()
+            found[f"{layer}weight_scale"] = (torch.float32, shape)
+            found[f"{layer}comfy_quant"] = (torch.uint8, (len(NOTE),))
+        return found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All tensors of the new file and what its header says. ``files`` are those that the values come from."""
+
+    kind: str
+    tensors: tuple[Planned, ...]
+    metadata: Mapping[str, str]
+    files: tuple[Path, ...]
+
+    def stored(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Names, dtypes and shapes of all tensors in the file."""
+        return {name: kind for planned in self.tensors for name, kind in planned.stored().items()}
+
+
+def make_plan(contents: Contents, dtype: str | None) -> Plan:
+    """Decides what is written. ``dtype`` is one of DTYPES; None is bf16, and for the autoencoders no change.
+
+    Raises CheckpointError where tensors are missing, left over, or in float8 already; InputError for a dtype that this
+    kind is not written in, and where nothing tells what a transformer is for.
+    """
+    loadable = contents.as_loaded(dequantised(contents.source))
+    check_module(contents.module, loadable, ignore=contents.ignore)
+    plan = _PLANNERS[contents.kind](contents, dtype)
+    metadata = {
+        "format": "pt",
+        KIND_KEY: contents.kind,
+        DTYPE_KEY: dtype or (BF16 if contents.kind in (TRANSFORMER, TEXT_ENCODER) else "unchanged"),
+        CONVERTER_KEY: f"happyhorse_core {__version__}",
+    }
+    files = {entry.file: None for entry in contents.opened.entries.values()} | dict.fromkeys(plan.files)
+    return replace(plan, metadata={**plan.metadata, **metadata}, files=tuple(files))
+
+
+def _transformer(contents: Contents, dtype: str | None) -> Plan:
+    file = contents.transformer
+    targets = contents.module.state_dict()
+    layers = [name for name, target in targets.items() if target.dtype != torch.float32]
+    if dtype in (FP8, FP8_SCALED):
+        _refuse_float8(contents.source, layers)
+    source = _with_exact_bands(dequantised(contents.source), file.config.rope_bands)
+    tensors = []
+    for name, entry in source.entries.items():
+        if targets[name].dtype == torch.float32:
+            tensors.append(Planned(name, entry, torch.float32))
+        else:
+            stacked = any(name.startswith(f"block.layers.{layer}.") for layer in file.config.mm_layers)
+            tensors.append(_layer(name, entry, dtype, MODALITIES if stacked else 1))
+    return Plan(TRANSFORMER, tuple(tensors), _role_metadata(file), ())
+
+
+def _with_exact_bands(source: TensorSource, count: int) -> TensorSource:
+    bands = source.entries[BANDS]
+    if bands.dtype == torch.float32:
+        return source
+    # Rounded frequencies move every position, and once widened no loader could tell; the formula is exact.
+    exact = replace(bands, dtype=torch.float32, read=lambda: frequency_bands(count))
+    return source.with_entries({**source.entries, BANDS: exact})
+
+
+def _layer(name: str, entry: TensorEntry, dtype: str | None, experts: int) -> Planned:
+    if dtype == FP8_SCALED:
+        return Planned(name, entry, FLOAT8, experts)
+    return Planned(name, entry, FLOAT8 if dtype == FP8 else torch.bfloat16)
+
+
+def _refuse_float8(source: TensorSource, layers: list[str]) -> None:
+    already = [name for name in layers if source.dtypes[name] in _FLOAT8_KINDS]
+    if already:
+        raise CheckpointError(
+            f"{source.path}: {len(already)} of {len(layers)} weights are {source.dtypes[already[0]]} already, first "
+            f"{already[0]}; rounding them again would only lose more. Convert the bfloat16 or float32 file instead, or "
+            "use this one as it is."
+        )
+
+
+def _role_metadata(file: TransformerFile) -> dict[str, str]:
+    if file.role_origin == ASSUMED:
+        raise InputError(
+            f"--role: nothing tells what {file.source.path} is for: it has no metadata and its folder no released "
+            f"name. Say which it is: {', '.join(f'--role {name}' for name in ROLES)}."
+        )
+    kept = (LOCAL_METADATA_KEY, RECEPTIVE_FIELD_METADATA_KEY)
+    return {
+        **{key: file.source.metadata[key] for key in kept if key in file.source.metadata},
+        METADATA_KEY: file.role.name,
+    }
+
+
+def _text_encoder(contents: Contents, dtype: str | None) -> Plan:
+    """Matrices of the layers are converted; the word embeddings and the norms stay bfloat16, as released."""
+    layers = [name for name in contents.module.state_dict() if name.endswith("_proj.weight")]
+    if dtype in (FP8, FP8_SCALED):
+        _refuse_float8(contents.source, layers)
+    path, prefix = contents.path, TEXT_PREFIXES[0]
+    source = dequantised(contents.source)
+    tensors = [
+        _layer(prefix + name, source.entries[name], dtype, 1)
+        if name in layers
+        else Planned(prefix + name, source.entries[name], torch.bfloat16)
+        for name in source.names
+        if name in contents.module.state_dict()
+    ]
+    tokenizer, files = _tokenizer(contents)
+    config = read_config(path, contents.opened.metadata)
+    metadata = {} if config is None else {"config": json.dumps(config)}
+    return Plan(TEXT_ENCODER, (*tensors, tokenizer), metadata, files)
+
+
+def _tokenizer(contents: Contents) -> tuple[Planned, tuple[Path, ...]]:
+    """The bytes of tokenizer.json as a tensor, once they were seen to be one."""
+    path, opened = contents.path, contents.opened
+    tokenizer = read_tokenizer(path, opened)
+    if tokenizer.vocab_size > contents.config.vocab_size:
+        raise CheckpointError(
+            f"{path}: the tokenizer knows {tokenizer.vocab_size} pieces, the encoder {contents.config.vocab_size}. "
+            "Use the tokenizer.json that was published with the encoder."
+        )
+    if EMBEDDED_TOKENIZER in opened:
+        return Planned(EMBEDDED_TOKENIZER, opened.entries[EMBEDDED_TOKENIZER], torch.uint8), ()
+    file = (path if path.is_dir() else path.parent) / "tokenizer.json"
+
+    def read() -> Tensor:
+        return torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
+
+    entry = TensorEntry(file, (file.stat().st_size,), torch.uint8, read)
+    config = file.with_name("config.json")
+    files = (file, config) if "config" not in opened.metadata and config.is_file() else (file,)
+    return Planned(EMBEDDED_TOKENIZER, entry, torch.uint8), files
+
+
+def _autoencoder(contents: Contents, dtype: str | None) -> Plan:
+    """The tensors under the names in which ComfyUI's own VAE loader knows them too.
+
+    Of Wan2.2's autoencoder everything is kept, though a first frame needs but its encoder: ComfyUI's loader wants the
+    whole. Weight norm is kept unfolded for the same reason.
+    """
+    if dtype not in (None, BF16):
+        raise InputError(
+            f"--dtype: found {dtype}; an autoencoder ({contents.kind}) is written in {BF16}, or unchanged without it."
+        )
+    keep = contents.source.metadata.get("config")
+    tensors = tuple(
+        Planned(name, entry, torch.bfloat16 if dtype == BF16 and entry.dtype.is_floating_point else entry.dtype)
+        for name, entry in dequantised(contents.source).entries.items()
+    )
+    return Plan(contents.kind, tensors, {} if keep is None else {"config": keep}, ())
+
+
+_PLANNERS: Mapping[str, Callable[[Contents, str | None], Plan]] = {
+    TRANSFORMER: _transformer,
+    TEXT_ENCODER: _text_encoder,
+    VIDEO_DECODER: _autoencoder,
+    IMAGE_ENCODER: _autoencoder,
+    AUDIO_VAE: _autoencoder,
+}

@@ -1,0 +1,1 @@
+"""Telling what a file or folder of weights is, by its content."""
