@@ -5,8 +5,11 @@ One of them alone: ``python tests/test_in_comfyui.py nodes/test_loaders.py -k mi
 
 import sys
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
-from comfy_host import find_comfyui, run_inside
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # run as a script there is no conftest to do it
+
+from comfy_host import find_comfyui, run_inside  # noqa: E402
 
 TAIL = 150
 
