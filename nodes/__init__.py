@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from .audio_driven import HappyHorseAudioToVideo
 from .base_model import HappyHorseBaseSampler, HappyHorseGuider
 from .decode import HappyHorseDecode
+from .extend import HappyHorseExtend, HappyHorseJoinClips
 from .latent import HappyHorseEmptyLatent, HappyHorseImageToVideo
 from .loaders import (
     HappyHorseAudioVAELoader,
@@ -24,6 +25,7 @@ NODES: list[type[io.ComfyNode]] = [
     HappyHorseEmptyLatent,
     HappyHorseImageToVideo,
     HappyHorseAudioToVideo,
+    HappyHorseExtend,
     HappyHorsePrompt,
     HappyHorseNegativePrompt,
     HappyHorseSampler,
@@ -33,6 +35,7 @@ NODES: list[type[io.ComfyNode]] = [
     HappyHorseSamplerUniPC,
     HappyHorseSuperResolution,
     HappyHorseDecode,
+    HappyHorseJoinClips,
 ]
 
 

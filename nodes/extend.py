@@ -1,0 +1,203 @@
+"""Clips that go on: the end of one conditions the next, and both are joined to one video."""
+
+import logging
+from dataclasses import replace
+
+import torch
+from comfy.nested_tensor import NestedTensor
+from comfy_api.latest import Input, InputImpl, Types, io
+from torch import Tensor
+
+from ..happyhorse_core import extend, geometry
+from ..happyhorse_core.audio_vae.resample import resample_fft
+from . import checks
+from .audio_driven import ORIGINAL
+from .latent import CATEGORY, audio_mask, encode_picture, first_frame_mask, with_first_frame
+
+log = logging.getLogger("happyhorse")
+
+APART = 0.1
+"""Mean difference, of 1, above which the pictures at a join can't be the same one."""
+
+
+class HappyHorseExtend(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HappyHorseExtend",
+            display_name="HappyHorse Extend",
+            category=CATEGORY,
+            description="Lets the next clip go on from a finished one: holds a picture from near its end as the first "
+            "frame, and the sound from there to its end as the first sound. HappyHorse Join Clips makes one video of "
+            "both.",
+            search_aliases=["happyhorse", "continue", "longer video", "last frame", "chain", "loop", "magihuman"],
+            inputs=[
+                io.Video.Input("video", tooltip="The finished clip, from HappyHorse Decode or HappyHorse Join Clips."),
+                io.Vae.Input("vae", tooltip="A video VAE that was loaded with an encoder (Wan2.2_VAE.pth)."),
+                io.Vae.Input("audio_vae", tooltip="From Load HappyHorse Audio VAE."),
+                io.Latent.Input(
+                    "latent",
+                    tooltip="From Empty HappyHorse Latent, in the size of the finished clip. Its length is that of the "
+                    "next clip with the overlap.",
+                ),
+                io.Float.Input(
+                    "overlap",
+                    default=extend.OVERLAP_SECONDS,
+                    min=1 / geometry.FRAME_RATE,
+                    max=extend.MAX_OVERLAP_SECONDS,
+                    step=1 / geometry.FRAME_RATE,
+                    tooltip="Seconds at the end of the finished clip whose sound the next clip starts with. Its "
+                    "pictures are made again there, to the same sound. Longer keeps voices alike, shorter makes longer "
+                    "videos; 0.04 takes the very last picture.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="LATENT", tooltip="For a sampler. Its first frame and sound are held."),
+                io.Int.Output(display_name="OVERLAP", tooltip="The overlap in pictures, for HappyHorse Join Clips."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, video: Input.Video, vae: object, audio_vae: object, latent: dict, overlap: float = extend.OVERLAP_SECONDS
+    ) -> io.NodeOutput:
+        frames, audio = checks.streams_of(latent)
+        checks.check_video_vae(vae, "vae")
+        checks.check_audio_vae(audio_vae, "audio_vae")
+        clip = components(video, "video")
+        width, height = (side * geometry.SPATIAL_STRIDE for side in (frames.shape[4], frames.shape[3]))
+        check_size(clip, width, height)
+        pictures = clip.images.shape[0]
+        if clip.audio is None:
+            log.warning("HappyHorse: the clip has no sound; the next one goes on from its last picture alone.")
+            overlap = 1 / geometry.FRAME_RATE
+        shared = extend.overlap_frames(overlap, pictures, geometry.frames_of_latent(frames.shape[2]))
+        restart = clip.images[pictures - shared : pictures - shared + 1]
+        held = with_first_frame(frames, encode_picture(vae, restart, width, height).to(frames))
+        sound, sound_mask = audio.clone(), audio_mask(audio, latent)[:, :1].clone()
+        if clip.audio is not None:
+            waveform, sample_rate = checks.one_sound(clip.audio, "video")
+            stretch = extend.stretch_to_hold(waveform, sample_rate, pictures, shared)
+            sound[..., :shared] = stretch.held(audio_vae.encode(stretch.sound.movedim(1, -1))).to(sound)
+            sound_mask[..., :shared] = 0
+        out = {key: value for key, value in latent.items() if key != ORIGINAL}
+        out["samples"] = NestedTensor([held, sound])
+        out["noise_mask"] = NestedTensor([first_frame_mask(held, latent), sound_mask])
+        return io.NodeOutput(out, shared)
+
+
+class HappyHorseJoinClips(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HappyHorseJoinClips",
+            display_name="HappyHorse Join Clips",
+            category="HappyHorse/decode",
+            description="Makes one video of a clip and the one that HappyHorse Extend let go on from it: no picture "
+            "twice, no step in the sound, picture and sound in step.",
+            search_aliases=["happyhorse", "concatenate video", "append", "merge", "longer video", "magihuman"],
+            inputs=[
+                io.Video.Input("video", tooltip="The clip that came first: the one that HappyHorse Extend was given."),
+                io.Video.Input("next_video", tooltip="The clip that was made to go on from it."),
+                io.Int.Input(
+                    "overlap",
+                    default=round(extend.OVERLAP_SECONDS * geometry.FRAME_RATE),
+                    min=1,
+                    max=round(extend.MAX_OVERLAP_SECONDS * geometry.FRAME_RATE),
+                    tooltip="Pictures that the two clips share. Connect it to OVERLAP of HappyHorse Extend.",
+                ),
+                io.Float.Input(
+                    "crossfade_ms",
+                    default=extend.FADE_MS,
+                    min=0.0,
+                    max=1000.0,
+                    step=1.0,
+                    tooltip="Milliseconds over which the first clip's sound fades into the next one's, at most the "
+                    "overlap.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[io.Video.Output(display_name="VIDEO", tooltip="For Save Video, or to be extended again.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        video: Input.Video,
+        next_video: Input.Video,
+        overlap: int = round(extend.OVERLAP_SECONDS * geometry.FRAME_RATE),
+        crossfade_ms: float = extend.FADE_MS,
+    ) -> io.NodeOutput:
+        clip, following = components(video, "video"), components(next_video, "next_video")
+        check_size(clip, following.images.shape[2], following.images.shape[1], "next_video")
+        pictures = (clip.images.shape[0], following.images.shape[0])
+        extend.check_overlap(overlap, *pictures)
+        warn_if_apart(clip.images[pictures[0] - overlap], following.images[0])
+        images = extend.join_pictures(clip.images, following.images, overlap)
+        audio = join_audio(clip.audio, following.audio, pictures, overlap, crossfade_ms)
+        joined = Types.VideoComponents(images=images, audio=audio, frame_rate=clip.frame_rate)
+        return io.NodeOutput(InputImpl.VideoFromComponents(joined))
+
+
+def components(video: Input.Video, field: str) -> Types.VideoComponents:
+    """Pictures [P, H, W, 3] and sound of a VIDEO that has the model's frame rate."""
+    found = video.get_components()
+    if abs(found.frame_rate - geometry.FRAME_RATE) > 0.01:
+        raise ValueError(
+            f"{field}: found {float(found.frame_rate):g} pictures a second, expected {geometry.FRAME_RATE}, as the "
+            "model makes them."
+        )
+    if found.images.shape[0] == 0:
+        raise ValueError(f"{field}: found a video without pictures.")
+    return replace(found, images=found.images[..., :3])
+
+
+def check_size(clip: Types.VideoComponents, width: int, height: int, field: str = "latent") -> None:
+    """Raises ValueError unless ``field``, of that size, can be joined to the clip."""
+    size = (clip.images.shape[2], clip.images.shape[1])
+    if size != (width, height):
+        raise ValueError(
+            f"{field}: found {width} x {height} pixels, expected {size[0]} x {size[1]}, the size of the clip that it "
+            "goes on from. Change the size in Empty HappyHorse Latent, or resize the clip."
+        )
+
+
+def warn_if_apart(last: Tensor, first: Tensor) -> None:
+    """Says so if the picture that the clips should share, [H, W, 3] from each, is not the same."""
+    difference = (last.float() - first.to(last.device).float()).abs().mean().item()
+    if difference > APART:
+        log.warning(
+            "HappyHorse: the clips do not meet at the join: their pictures differ by %.0f %%. Is overlap the one from "
+            "HappyHorse Extend, and were the videos connected in this order?",
+            100 * difference,
+        )
+
+
+def join_audio(
+    first: dict | None, second: dict | None, pictures: tuple[int, int], overlap: int, crossfade_ms: float
+) -> dict | None:
+    """The sounds of both clips as one AUDIO at the first one's rate; silence where only one clip has sound."""
+    if first is None and second is None:
+        return None
+    given = (("video", first), ("next_video", second))
+    sounds = [None if audio is None else checks.one_sound(audio, field) for field, audio in given]
+    if None in sounds:
+        log.warning("HappyHorse: one of the clips has no sound; the video is silent there.")
+    (before, rate), (after, other_rate) = (sound or (torch.zeros(1, 0), 0) for sound in sounds)
+    rate = rate or other_rate
+    if other_rate not in (0, rate):
+        after = resample_fft(after, rate, other_rate)
+    channels = max(before.shape[0], after.shape[0])
+    before, after = (as_channels(sound, channels) for sound in (before, after))
+    joined = extend.join_sound(before, after.to(before), rate, pictures, overlap, crossfade_ms)
+    return {"waveform": joined[None], "sample_rate": rate}
+
+
+def as_channels(waveform: Tensor, channels: int) -> Tensor:
+    """[C, N] -> [channels, N]: one channel is repeated."""
+    if waveform.shape[0] not in (1, channels):
+        raise ValueError(
+            f"next_video: found sounds of {waveform.shape[0]} and {channels} channels, expected the same number in "
+            "both clips, or one."
+        )
+    return waveform.expand(channels, -1)
