@@ -103,9 +103,12 @@ def find_python(path: Path, environ: Mapping[str, str]) -> Path:
 
 
 def host_environment(**extra: str) -> dict[str, str]:
-    """What a process of ComfyUI's Python gets: nothing of our environment's packages, and no look at the network."""
+    """What a process of ComfyUI's Python gets: nothing of our environment's packages, and no look at the network.
+
+    One thread, as several wait for each other longer than a tiny model computes: ten times, where others run beside.
+    """
     inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
-    return inherited | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"} | extra
+    return {"OMP_NUM_THREADS": "1"} | inherited | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"} | extra
 
 
 def stop_group(process: subprocess.Popen, seconds: float = 20) -> None:
