@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .comfy_client import Server
-from .report import name_of, title_of
+from .report import name_of
 from .workflow_widgets import DYNAMIC_COMBO, Input, Json, declared_inputs, find_input
 
 LISTED = 40
@@ -95,7 +95,7 @@ def nodes_called(prompt: dict, name: str) -> list[str]:
     """The node with the id ``name``, else those with that title, else those of that class."""
     if name in prompt:
         return [name]
-    titled = [key for key, node in prompt.items() if title_of(node) == name]
+    titled = [key for key, node in prompt.items() if (node.get("_meta") or {}).get("title") == name]
     return titled or [key for key, node in prompt.items() if node["class_type"] == name]
 
 

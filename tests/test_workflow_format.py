@@ -11,7 +11,6 @@ import random
 import pytest
 
 from scripts.workflow_format import WorkflowError, connects, node_classes, to_api
-from scripts.workflow_widgets import expand_choices, expand_date, expand_file_name
 
 INT, FLOAT, STRING, BOOLEAN = ["INT", {"default": 512}], ["FLOAT", {"default": 0.5}], ["STRING", {}], ["BOOLEAN", {}]
 SEED = ["INT", {"default": 0, "control_after_generate": True}]
@@ -481,12 +480,6 @@ def test_damage_is_named(damage):
 # texts
 
 
-def test_prompts_lose_comments_and_choose():
-    text = "a {red|{dark|light} blue} horse // running\n/* or\nnot */in \\{braces\\}"
-    seen = {expand_choices(text, random.Random(seed)) for seed in range(40)}
-    assert seen == {f"a {colour} horse \nin {{braces}}" for colour in ("red", "dark blue", "light blue")}
-
-
 def test_only_prompts_choose():
     assert inputs_of(canvas([node(1, "CLIPTextEncode", ["{a|a}"])]), "1")["text"] == "a"
     assert inputs_of(canvas([node(1, "SaveImage", ["{a|b}"])]), "1")["filename_prefix"] == "{a|b}"
@@ -498,19 +491,6 @@ def test_file_names_are_filled_in():
     workflow["nodes"][2]["widgets_values"] = ["%Size.width%x%EmptyImage.height%_%Size.nothing%_%year%_%date:yyyy%"]
     written = inputs_of(workflow, "3")["filename_prefix"]
     assert written == f"8x4_%Size.nothing%_%year%_{datetime.datetime.now().year}"
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [("a/b:c", "a_b_c"), (2.0, "2"), (2.5, "2.5"), (True, "true"), (None, ""), (3, "3")]
-)
-def test_values_in_file_names(value, text):
-    assert expand_file_name("%N.w%", {("N", "w"): value}, datetime.datetime.now()) == text
-
-
-def test_dates_in_file_names():
-    moment = datetime.datetime(2026, 3, 4, 5, 6, 7)
-    assert expand_date("yyyy-MM-dd hh-mm-ss", moment) == "2026-03-04 05-06-07"
-    assert expand_date("yy M d h m s", moment) == "26 3 4 5 6 7"
 
 
 def test_it_can_be_sent():
