@@ -90,9 +90,9 @@ class SafetensorsFile:
         if self._bytes is None and self._mapped:
             self._mapping = _map_file(self.path)
             self._bytes = None if self._mapping is None else torch.frombuffer(self._mapping, dtype=torch.uint8)
-        raw = _read_bytes(self.path, span) if self._bytes is None else self._bytes[span.begin : span.end]
-        if raw.storage_offset() % span.dtype.itemsize:  # a view needs alignment, which the format doesn't promise
-            raw = raw.clone()
+        # A view needs alignment, which the format doesn't promise.
+        in_place = self._bytes is not None and span.begin % span.dtype.itemsize == 0
+        raw = self._bytes[span.begin : span.end] if in_place else _read_bytes(self.path, span)
         return raw.view(span.dtype).view(span.shape)
 
     def _release(self, span: _Span) -> None:
@@ -127,16 +127,16 @@ def _map_file(path: Path) -> mmap.mmap | None:
 
 def _read_bytes(path: Path, span: _Span) -> Tensor:
     """One tensor's bytes, read into memory."""
-    content = bytearray(span.end - span.begin)
+    content = torch.empty(span.end - span.begin, dtype=torch.uint8)
     try:
         with path.open("rb") as file:
             file.seek(span.begin)
-            count = file.readinto(content)
+            count = file.readinto(memoryview(content.numpy()))
     except OSError as error:
         raise unreadable(path, error) from error
     if count < len(content):
         raise _truncated(path, span.end, span.begin + count)
-    return torch.frombuffer(content, dtype=torch.uint8)
+    return content
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 FLOAT8 = torch.float8_e4m3fn
-BLOCK = 2**22
-"""Numbers that are worked on at once: 16 MiB of float32."""
+BLOCK = 2**20
+"""Numbers that are worked on at once: 4 MiB of float32."""
 
 
 def blocks(tensor: Tensor) -> Iterator[Tensor]:

@@ -1,6 +1,8 @@
 """Transformers of random weights in the layouts that are passed around, for the converter and for inspect."""
 
 import hashlib
+import json
+import math
 from pathlib import Path
 
 import torch
@@ -72,3 +74,44 @@ def checksums(folder: Path) -> dict[str, str]:
     """SHA-256 of every file in a folder, or of one file, by name."""
     files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def wide_shapes(hidden: int, layers: int, head_dim: int = 128, kv_heads: int = 4) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a transformer of the released proportions, without layers that keep modalities apart."""
+    heads = hidden // head_dim
+    shapes: dict[str, tuple[int, ...]] = {"adapter.rope.bands": (head_dim // 8,)}
+    for name, channels in (("video", 192), ("audio", 64), ("text", 3584)):
+        shapes |= {f"adapter.{name}_embedder.weight": (hidden, channels), f"adapter.{name}_embedder.bias": (hidden,)}
+    inner = hidden * 8 // 3 // 4 * 4
+    for layer in range(layers):
+        prefix = f"block.layers.{layer}."
+        shapes |= {f"{prefix}{part}.pre_norm.weight": (hidden,) for part in ("attention", "mlp")}
+        shapes |= {f"{prefix}attention.{part}.weight": (head_dim,) for part in ("q_norm", "k_norm")}
+        shapes[f"{prefix}attention.linear_qkv.weight"] = ((heads + 2 * kv_heads) * head_dim + heads, hidden)
+        shapes[f"{prefix}attention.linear_proj.weight"] = (hidden, hidden)
+        shapes[f"{prefix}mlp.up_gate_proj.weight"] = (2 * inner, hidden)
+        shapes[f"{prefix}mlp.down_proj.weight"] = (hidden, inner)
+    for name, channels in (("video", 192), ("audio", 64)):
+        shapes |= {f"final_norm_{name}.weight": (hidden,), f"final_linear_{name}.weight": (channels, hidden)}
+    return shapes
+
+
+def write_hollow_shards(folder: Path, shapes: dict[str, tuple[int, ...]], shards: int) -> int:
+    """Float32 shards and their index, all numbers zero, as files with holes that take no room; returns their bytes."""
+    folder.mkdir(parents=True)
+    names, total, weight_map = list(shapes), 0, {}
+    for shard in range(shards):
+        file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
+        header, offset = {}, 0
+        for name in names[shard::shards]:
+            end = offset + 4 * math.prod(shapes[name])
+            header[name] = {"dtype": "F32", "shape": list(shapes[name]), "data_offsets": [offset, end]}
+            weight_map[name], offset = file, end
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with (folder / file).open("wb") as out:
+            out.write(len(text).to_bytes(8, "little") + text)
+            out.truncate(8 + len(text) + offset)
+        total += offset
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return total
