@@ -5,6 +5,7 @@ import time
 from typing import TextIO
 
 BAR = 24
+FULL, EMPTY = "█", "░"
 REDRAW_SECONDS = 0.1
 
 
@@ -18,6 +19,7 @@ class Progress:
         self._stream = stream
         self._titles = titles
         self._changes = stream.isatty()
+        self._marks = (FULL, EMPTY) if can_write(stream, FULL + EMPTY) else ("#", "-")
         self._seen: set[str] = set()
         self._node = ""
         self._step: tuple[float, float] | None = None
@@ -62,7 +64,8 @@ class Progress:
         if self._step is not None:
             value, most = self._step
             filled = round(BAR * min(value / most, 1))
-            text += f"  {'█' * filled}{'░' * (BAR - filled)} {value:g}/{most:g}{self._rate(value, most)}"
+            full, empty = self._marks
+            text += f"  {full * filled}{empty * (BAR - filled)} {value:g}/{most:g}{self._rate(value, most)}"
         self._show(f"{text}  {clock(time.monotonic() - self._began)}", now)
 
     def _rate(self, value: float, most: float) -> str:
@@ -87,3 +90,11 @@ class Progress:
 def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+def can_write(stream: TextIO, text: str) -> bool:
+    try:
+        text.encode(stream.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

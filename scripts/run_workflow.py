@@ -314,5 +314,6 @@ class Job:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # a path that cannot be shown must not end the run
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # being ended stops the job on the server as well
     sys.exit(main())

@@ -1,6 +1,7 @@
 """``scripts/run_workflow.py`` as its users start it, against a real ComfyUI server."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -169,6 +170,17 @@ def test_the_text_to_video_workflow(script):
     with av.open(run.stdout.strip()) as clip:
         assert (clip.streams.video[0].width, clip.streams.video[0].height) == (96, 64)
         assert clip.streams.audio
+
+
+def test_a_folder_whose_name_the_terminal_cannot_show(script):
+    script.output = script.folder / "größe"
+    command = [part for part in script.command(picture(prefix="shown")) if part != "-I"]  # it would hide the variable
+    run = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, timeout=SECONDS
+    )
+    assert run.returncode == DONE, run.stderr
+    assert run.stdout.endswith("gr\\xf6\\xdfe/shown_00001_.png\n")
+    assert files_in(script.output) == ["shown_00001_.png"]
 
 
 # settings and files

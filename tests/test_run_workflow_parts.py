@@ -4,6 +4,7 @@ import http.server
 import io
 import os
 import threading
+import time
 
 import pytest
 
@@ -261,6 +262,16 @@ def test_one_line_that_changes_in_a_terminal(monkeypatch):
     assert len(lines) == 9, "what would come too soon after the last is left out"
     progress.close()
     assert stream.getvalue().endswith("\r\x1b[K")
+
+
+def test_a_terminal_without_block_characters():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    stream.isatty = lambda: True
+    progress = Progress(stream, TITLES)
+    progress.handle("executing", {"node": "2"})
+    time.sleep(0.15)  # it is not drawn more often
+    progress.handle("progress", {"node": "2", "value": 1, "max": 2})
+    assert b"############------------ 1/2" in stream.buffer.getvalue()
 
 
 def test_a_narrow_terminal_is_not_overrun(monkeypatch):
