@@ -9,6 +9,7 @@ from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 
 from ...happyhorse_core.ops import expert_linear
+from .stacked_float8 import with_stacked_layout
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any] | None = None) -> Tensor:
@@ -25,6 +26,10 @@ def host_operations(picked: type) -> type:
 
     class ExpertLinear(picked.Linear):
         """Weights of several modalities stacked along the rows, kept as one tensor so that LoRAs find its name."""
+
+        def _load_from_state_dict(self, *args: Any) -> None:
+            super()._load_from_state_dict(*args)
+            self.weight = with_stacked_layout(self.weight)
 
         def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
             comfy.ops.run_every_op()

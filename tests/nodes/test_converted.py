@@ -1,0 +1,219 @@
+"""Files that the converter wrote, in the host's own quantised layers and in the nodes."""
+
+import json
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import comfy.ops
+import comfy.quant_ops
+import comfy.sd
+import comfy.utils
+import pytest
+import tiny
+import torch
+from comfy.quant_ops import QuantizedTensor
+from happyhorse_pack.happyhorse_core.checkpoint.quantised import dequantised
+from happyhorse_pack.happyhorse_core.checkpoint.source import open_source
+from happyhorse_pack.happyhorse_core.convert.run import convert
+from happyhorse_pack.happyhorse_core.dit.load import inspect_transformer, load_transformer
+from happyhorse_pack.happyhorse_core.text.load import load_text_encoder
+from happyhorse_pack.nodes.host import load, stacked_float8
+from happyhorse_pack.nodes.host.files import resolve_entry
+from happyhorse_pack.nodes.host.text_encoder import load_clip
+from happyhorse_pack.nodes.host.vae import load_audio_vae, load_video_vae
+from safetensors.torch import load_file, save_file
+
+STACK, SHARED = "block.layers.0.mlp.down_proj", "block.layers.2.mlp.down_proj"
+BF16 = torch.bfloat16
+
+
+@cache
+def source() -> Path:
+    """The tiny distilled model with experts of different size, so that a mix-up of their scales shows."""
+    folder = Path(resolve_entry("diffusion_models", tiny.DISTILLED, ""))
+    tensors = {name: t for path in sorted(folder.glob("*.safetensors")) for name, t in load_file(path).items()}
+    for name, factor in ((f"{STACK}.weight", 20.0), ("block.layers.5.attention.linear_qkv.weight", 0.05)):
+        tensors[name].chunk(3)[1].mul_(factor)
+    path = Path(mkdtemp(prefix="happyhorse-tests-")) / "source.safetensors"
+    save_file(tensors, path, metadata={"happyhorse.role": "distilled"})
+    return path
+
+
+@cache
+def converted(dtype: str) -> Path:
+    target = source().with_name(f"{dtype}.safetensors")
+    convert(source(), target, dtype=dtype)
+    return target
+
+
+@cache
+def plain(dtype: str) -> dict[str, torch.Tensor]:
+    """What the core reads from a converted file, in bfloat16."""
+    with open_source(converted(dtype)) as opened:
+        view = dequantised(opened)
+        return {name: view.read(name).to(BF16) for name in view.names}
+
+
+def host_linear(name: str) -> torch.nn.Module:
+    """The host's own quantised layer, filled with one layer of the scaled file."""
+    tensors = load_file(converted("fp8-scaled"))
+    own = {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
+    rows, columns = own["weight"].shape
+    operations = comfy.ops.mixed_precision_ops({}, compute_dtype=BF16, disabled={"float8_e4m3fn"})
+    layer = operations.Linear(columns, rows, bias=False)
+    missing, unexpected = layer.load_state_dict(own, strict=False)
+    assert (missing, unexpected) == ([], [])
+    return layer
+
+
+# The host's own code
+
+
+def test_the_host_finds_its_notes():
+    tensors = comfy.utils.load_torch_file(str(converted("fp8-scaled")))
+    assert comfy.utils.detect_layer_quantization(tensors, "") == {"mixed_ops": True}
+    assert comfy.utils.convert_old_quants(dict(tensors), "", {})[0].keys() == tensors.keys()
+    assert json.loads(tensors[f"{STACK}.comfy_quant"].numpy().tobytes())["format"] in comfy.quant_ops.QUANT_ALGOS
+
+
+@pytest.mark.parametrize("name", [STACK, SHARED])
+def test_the_hosts_layers_get_the_same_weights_to_the_bit(name):
+    layer = host_linear(name)
+    assert isinstance(layer.weight, QuantizedTensor)
+    assert torch.equal(layer.weight.dequantize(), plain("fp8-scaled")[f"{name}.weight"])
+    x = torch.randn(5, layer.weight.shape[1], generator=torch.Generator().manual_seed(0)).to(BF16)
+    expected = torch.nn.functional.linear(x, plain("fp8-scaled")[f"{name}.weight"])
+    assert torch.equal(layer(x), expected)
+
+
+# Our layers on top of it
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Quantised layers compute in bfloat16 there."""
+    monkeypatch.setattr(load.mm, "unet_manual_cast", lambda *args, **kwargs: BF16)
+
+
+def transformer(dtype: str) -> torch.nn.Module:
+    return load.load_diffusion_model(str(converted(dtype))).model.diffusion_model
+
+
+def weight_of(model: torch.nn.Module, name: str) -> torch.Tensor:
+    return model.get_submodule(name).weight
+
+
+def test_stacks_keep_a_scale_for_each_expert(as_on_a_gpu):
+    model = transformer("fp8-scaled")
+    stack, shared = weight_of(model, STACK), weight_of(model, SHARED)
+    assert stack._layout_cls == stacked_float8.NAME
+    assert stack._qdata.dtype == torch.float8_e4m3fn
+    assert len({float(part[0]) for part in stack._params.scale.chunk(3)}) > 1
+    assert shared._layout_cls == "TensorCoreFP8E4M3Layout"
+    assert shared._params.scale.numel() == 1
+    for name in (STACK, SHARED, "block.layers.5.attention.linear_qkv"):
+        assert torch.equal(weight_of(model, name).dequantize(), plain("fp8-scaled")[f"{name}.weight"])
+
+
+def streams() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randn(shape, generator=generator) for shape in ((1, 48, 3, 4, 6), (1, 64, 9), (1, 7, 24))]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bf16", 0.02), ("fp8", 0.4), ("fp8-scaled", 0.15)])
+def test_nodes_compute_what_the_command_line_does(as_on_a_gpu, dtype, tolerance):
+    video, audio, text = streams()
+    model = transformer(dtype)
+    found = model([video, audio], torch.ones(1), context=text, transformer_options={}, compute_dtype=BF16)
+    same = load_transformer(inspect_transformer(converted(dtype)))(video, audio, text, compute_dtype=BF16)
+    exact = load_transformer(inspect_transformer(source()), dtype=torch.float32)
+    exact = exact(video, audio, text, compute_dtype=torch.float32)
+    for a, b, c in zip(found, same, exact, strict=True):
+        assert (a - b).norm() <= 0.01 * b.norm()
+        assert 0 < (a - c).norm() < tolerance * c.norm()
+    assert model.final_linear_video.weight.dtype == torch.float32
+
+
+def test_saved_by_the_host_a_stack_is_what_it_was(as_on_a_gpu):
+    saved = transformer("fp8-scaled").state_dict()
+    before = load_file(converted("fp8-scaled"))
+    for name in (f"{STACK}.weight", f"{STACK}.weight_scale", f"{SHARED}.weight_scale"):
+        assert saved[name].dtype == before[name].dtype
+        assert torch.equal(saved[name].float(), before[name].float())
+    assert json.loads(saved[f"{STACK}.comfy_quant"].numpy().tobytes()) == {"format": "float8_e4m3fn"}
+
+
+@pytest.mark.parametrize("name", [STACK, SHARED])
+def test_a_lora_on_scaled_weights(as_on_a_gpu, name):
+    patcher = load.load_diffusion_model(str(converted("fp8-scaled")))
+    rows, columns = weight_of(patcher.model.diffusion_model, name).shape
+    generator = torch.Generator().manual_seed(1)
+    up, down = torch.randn(rows, 2, generator=generator) / 9, torch.randn(2, columns, generator=generator) / 9
+    lora = {f"diffusion_model.{name}.lora_up.weight": up, f"diffusion_model.{name}.lora_down.weight": down}
+    patched = comfy.sd.load_lora_for_models(patcher, None, lora, 1.0, 0)[0]
+    comfy.model_management.load_models_gpu([patched])
+    try:
+        weight = weight_of(patched.model.diffusion_model, name)
+        found = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+        expected = plain("fp8-scaled")[f"{name}.weight"].float() + up @ down
+        assert weight._layout_cls == (stacked_float8.NAME if name == STACK else "TensorCoreFP8E4M3Layout")
+        for part, whole in zip(found.float().chunk(3), expected.chunk(3), strict=True):
+            assert 0 < (part - whole).norm() < 0.06 * whole.norm()
+    finally:
+        patched.detach()
+
+
+def test_experts_apart_are_put_together(tmp_path):
+    """The layout of files that other programs split; the core's own tests have all of its names."""
+    tensors = load_file(source())
+    for name in [name for name in tensors if name.endswith("linear_proj.weight") and len(tensors[name]) == 3 * 64]:
+        for modality, expert in zip(("video", "audio", "text"), tensors.pop(name).chunk(3), strict=True):
+            tensors[name.replace(".weight", f"_{modality}.weight")] = expert.clone()
+    save_file(tensors, tmp_path / "split.safetensors")
+    found = load.load_diffusion_model(str(tmp_path / "split.safetensors"), weight_dtype="fp32")
+    whole = load.load_diffusion_model(str(source()), weight_dtype="fp32")
+    assert len(tensors) == 59 + 4 * 2
+    before, after = (patcher.model.diffusion_model.state_dict() for patcher in (whole, found))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+# The other kinds
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp8", "fp8-scaled"])
+def test_text_encoder(tmp_path, dtype):
+    path = Path(resolve_entry("text_encoders", tiny.TEXT_ENCODER, ""))
+    convert(path, tmp_path / "text.safetensors", dtype=dtype)
+    clip = load_clip(str(tmp_path / "text.safetensors"))
+    found = clip.encode_from_tokens(clip.tokenize(tiny.PROMPT))
+    exact = load_text_encoder(path, dtype=torch.float32).encode_prompt(tiny.PROMPT)
+    assert found.shape == exact.shape
+    assert (found - exact).norm() < (0.5 if dtype == "fp8" else 0.2) * exact.norm()
+
+
+def test_autoencoders(tmp_path):
+    folder = Path(resolve_entry("vae", "Wan2.2_VAE.pth", "")).parent
+    files = ("checkpoint-340000.ckpt", "Wan2.2_VAE.pth", "stable_audio_open_1.0.safetensors")
+    new = [tmp_path / f"{Path(name).stem}.safetensors" for name in files]
+    for name, target in zip(files, new, strict=True):
+        convert(folder / name, target)
+    for old, fresh in (
+        (load_video_vae(str(folder / files[0]), str(folder / files[1])), load_video_vae(str(new[0]), str(new[1]))),
+        (load_audio_vae(str(folder / files[2])), load_audio_vae(str(new[2]))),
+    ):
+        before, after = old.first_stage_model.state_dict(), fresh.first_stage_model.state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_hosts_own_loader_would_know_the_autoencoders(tmp_path):
+    """By these names it tells Wan2.2's autoencoder and Stable Audio's; the tiny ones are too small to load there."""
+    folder = Path(resolve_entry("vae", "Wan2.2_VAE.pth", "")).parent
+    convert(folder / "stable_audio_open_1.0.safetensors", tmp_path / "audio.safetensors")
+    names = load_file(tmp_path / "audio.safetensors").keys()
+    assert {"decoder.layers.1.layers.0.beta", "decoder.layers.2.layers.1.weight_v"} <= names
+    convert(folder / "Wan2.2_VAE.pth", tmp_path / "wan.safetensors")
+    names = load_file(tmp_path / "wan.safetensors").keys()
+    assert {"decoder.middle.0.residual.0.gamma", "encoder.conv1.weight", "conv2.weight"} <= names
