@@ -16,9 +16,10 @@ text encoder's folder the encoder and the tokenizer are kept, of Stable Audio Op
 written to, and nothing stands under the new name until it is complete and was read again."""
 INSPECT = """Prints what weights are, by their content: kind, role, sizes, dtypes, quantisation, what is missing.
 Ends with status 1 where they can't be used."""
-DTYPE_HELP = f"""{BF16}: bfloat16, as fast and as good as the original; {FP8}: float8, plainly rounded, half of that;
+DTYPE_HELP = f"""{BF16}: bfloat16, in which the layers compute anyway; {FP8}: float8, plainly rounded, half the size;
 {FP8_SCALED}: float8 with a scale for each layer and each expert, the same size and closer to the original. Embedders,
-norms and final layers stay float32. Default {BF16}; autoencoders are left as they are"""
+norms and final layers stay float32, or bfloat16 in the text encoder. Default {BF16}; autoencoders are left as they
+are"""
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:

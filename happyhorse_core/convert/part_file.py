@@ -19,7 +19,7 @@ except ImportError:  # not on Windows
     fcntl = None
 
 SUFFIX = ".part"
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -102,7 +102,7 @@ class PartFile(AbstractContextManager):
                 f"{self.target}: is being written by another process, into {self.path.name}. Wait for it to end."
             ) from error
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in _UNSUPPORTED:
                 raise
         # Another process may have finished, and given the file its final name, between the opening and the lock.
         if not self.path.exists() or not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
@@ -117,7 +117,7 @@ class PartFile(AbstractContextManager):
         try:
             os.fsync(descriptor)
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in _UNSUPPORTED:
                 raise
         finally:
             os.close(descriptor)

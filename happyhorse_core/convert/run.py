@@ -73,6 +73,7 @@ def convert(
             part.write_at(0, layout.header(plan.metadata))
             part.sync()
             _verify(part.path, layout, plan, digests, report("verifying", "B"))
+            _check_target(target, force)  # a large conversion takes minutes, in which somebody may have written it
             part.publish()
     return Converted(target, plan, layout.size)
 
@@ -122,7 +123,8 @@ def _write(
     bad: list[str] = []
     large: list[str] = []
     for planned in plan.tensors:
-        experts = _read(planned, files).chunk(max(1, planned.experts))
+        tensor = _read(planned, files)
+        experts = tensor.chunk(planned.experts) if planned.experts > 1 else (tensor,)
         magnitudes = [largest(expert) if planned.dtype.is_floating_point else 0.0 for expert in experts]
         if math.inf in magnitudes:
             bad.append(planned.name)
@@ -130,7 +132,7 @@ def _write(
             large.append(planned.name)
         elif not bad and not large:
             _put(writer, planned, experts, magnitudes)
-        del experts
+        del tensor, experts
         planned.entry.release()
         files.follow(planned.entry.file, planned.entry.nbytes)
         done += planned.entry.nbytes

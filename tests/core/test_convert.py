@@ -284,6 +284,16 @@ def test_wan_keeps_the_decoder_that_comfyui_wants(models, tmp_path):
     assert all(torch.equal(found[name], tensor) for name, tensor in old.items())
 
 
+def test_a_single_number_and_an_empty_tensor(models, tmp_path):
+    content = torch.load(models / "Wan2.2-TI2V-5B/Wan2.2_VAE.pth", weights_only=True)
+    content |= {"decoder.one": torch.tensor(0.5), "decoder.none": torch.empty(0, 3), "decoder.steps": torch.tensor(7)}
+    torch.save(content, tmp_path / "Wan2.2_VAE.pth")
+    convert(tmp_path / "Wan2.2_VAE.pth", tmp_path / "new.safetensors", dtype="bf16")
+    found = tensors_of(tmp_path / "new.safetensors")
+    assert (found["decoder.one"], found["decoder.steps"]) == (0.5, 7)
+    assert (found["decoder.none"].shape, found["decoder.steps"].dtype) == ((0, 3), torch.int64)
+
+
 def test_audio_keeps_weight_norm_and_drops_the_other_networks(models, tmp_path):
     old = tensors_of(models / "stable-audio-open-1.0/model.safetensors")
     convert(models / "stable-audio-open-1.0", tmp_path / "new.safetensors")

@@ -269,6 +269,14 @@ def test_a_new_file_that_the_disk_gives_back_otherwise(source, target):
     refused(OutputError, source, target, "tensor ", "check the disk", report=on_first_progress(spoil, "verifying"))
 
 
+def test_a_target_that_somebody_writes_meanwhile(source, target):
+    def write() -> None:
+        target.write_bytes(b"precious")
+
+    refused(OutputError, source, target, "--force", left=("new.safetensors",), report=on_first_progress(write))
+    assert target.read_bytes() == b"precious"
+
+
 def test_an_interruption(source, target):
     def interrupt() -> None:
         raise KeyboardInterrupt
