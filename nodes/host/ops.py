@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import comfy.ops
+import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
@@ -31,11 +32,19 @@ def host_operations(picked: type) -> type:
             super()._load_from_state_dict(*args)
             self.weight = with_stacked_layout(self.weight)
 
-        def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        def __call__(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+            if "forward" not in self.__dict__:
+                return super().__call__(x, lengths)
+            # A LoRA in bypass mode stands before `forward` and adds what it makes of the rows of all modalities.
+            rows = [super(ExpertLinear, self).__call__(span) for span in x.split(list(lengths), dim=1)]
+            return torch.cat([row.chunk(len(rows), dim=-1)[modality] for modality, row in enumerate(rows)], dim=1)
+
+        def forward(self, x: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+            """[B, S, in] -> [B, S, out] by each token's own modality; without ``lengths`` by all, [B, S, 3 * out]."""
             comfy.ops.run_every_op()
             weight, bias, stream = comfy.ops.cast_bias_weight(self, x, offloadable=True)
             dense = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
-            out = expert_linear(x, dense, bias, lengths)
+            out = expert_linear(x, dense, bias, (x.shape[1],) if lengths is None else lengths)
             comfy.ops.uncast_bias_weight(self, weight, bias, stream)
             return out
 
