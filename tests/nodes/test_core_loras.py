@@ -1,6 +1,8 @@
 """LoRA files through the host's own loader: names that trainers write, layers with weights per modality, float8."""
 
+import json
 import logging
+from pathlib import Path
 
 import comfy.model_management
 import folder_paths
@@ -10,9 +12,11 @@ import torch
 from comfy_extras.nodes_lora_debug import LoraLoaderBypassModelOnly
 from happyhorse_pack.happyhorse_core.checkpoint.source import open_source
 from happyhorse_pack.nodes.host import files
+from happyhorse_pack.nodes.host.load import load_diffusion_model
 from safetensors.torch import save_file
 
 import nodes
+from scripts.rename_lora import rename_file
 
 EXPERT = "block.layers.0.attention.linear_qkv"
 SHARED = "block.layers.2.mlp.down_proj"
@@ -36,8 +40,6 @@ def lora_file(name, prefix, layers=(EXPERT, SHARED), rank=2, **ends):
 
 @pytest.fixture(autouse=True, scope="module")
 def folder():
-    from pathlib import Path
-
     Path(folder_paths.get_folder_paths("loras")[0]).mkdir(parents=True, exist_ok=True)
 
 
@@ -96,8 +98,6 @@ def test_bypass_gives_what_patched_weights_give(layer):
 
 def quantised_model(path):
     """The distilled model in the host's own scaled float8, the way its quantisation tools write it."""
-    import json
-
     with open_source(files.resolve_entry("diffusion_models", tiny.DISTILLED, "name")) as source:
         tensors = {name: source.read(name).clone() for name in source.names}
     note = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8)
@@ -106,8 +106,6 @@ def quantised_model(path):
         tensors[name] = (tensors[name] / scale).to(torch.float8_e4m3fn)
         tensors |= {f"{layer}.weight_scale": scale, f"{layer}.comfy_quant": note.clone()}
     save_file(tensors, path)
-    from happyhorse_pack.nodes.host.load import load_diffusion_model
-
     return load_diffusion_model(str(path))
 
 
@@ -131,10 +129,12 @@ def test_a_lora_on_float8_weights_acts_as_on_exact_ones(kind, tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["", "transformer.", "base_model.model."])
-def test_names_that_the_host_cannot_place_are_said_and_do_nothing(prefix, caplog):
-    """What ``docs/compatibility.md`` says of such files; ``scripts/rename_lora.py`` is the way round."""
+def test_names_that_the_host_cannot_place_do_nothing_until_they_are_renamed(prefix, caplog):
     name = lora_file("foreign", prefix)
     with caplog.at_level(logging.WARNING):
         found = sample(with_lora(tiny.model(), name))
     assert f"lora key not loaded: {prefix}{EXPERT}" in caplog.text
     assert differ(found, sample(tiny.model())) == 0
+    given = folder_paths.get_full_path_or_raise("loras", name)
+    rename_file(Path(given), Path(given).with_name("renamed.safetensors"))
+    assert differ(sample(with_lora(tiny.model(), "renamed.safetensors")), found) > 0.05
