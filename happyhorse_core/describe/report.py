@@ -85,16 +85,24 @@ def _tensors(contents: Contents, plain: TensorSource, opened: TensorSource) -> l
         ("stored", ", ".join(f"{dtype} {gibibytes(size)}" for dtype, size in sizes.most_common())),
     ]
     own = {id(entry) for entry in contents.source.entries.values()}
+    merged = len(own - {id(entry) for entry in opened.entries.values()})
+    if merged:
+        lines.append(("layout", f"experts or projections apart; {merged} tensors are put together when they are read"))
     unused = [n for n, entry in opened.entries.items() if id(entry) not in own and n != EMBEDDED_TOKENIZER]
     if unused and contents.transformer is None:
         size = sum(opened.entries[name].nbytes for name in unused)
         lines.append(("not used", f"{len(unused)} tensors of other networks, {gibibytes(size)}: {some(unused)}"))
     if contents.kind == TEXT_ENCODER:
-        inside = EMBEDDED_TOKENIZER in opened
-        folder = contents.path if contents.path.is_dir() else contents.path.parent
-        beside = (folder / "tokenizer.json").is_file()
-        lines.append(("tokenizer", "in the file" if inside else "tokenizer.json beside it" if beside else "missing"))
+        lines.append(("tokenizer", _tokenizer(contents) or "missing"))
     return lines
+
+
+def _tokenizer(contents: Contents) -> str | None:
+    """Where a text encoder's tokenizer is; None where it is neither in the file nor beside it."""
+    if EMBEDDED_TOKENIZER in contents.opened:
+        return "in the file"
+    folder = contents.path if contents.path.is_dir() else contents.path.parent
+    return "tokenizer.json beside it" if (folder / "tokenizer.json").is_file() else None
 
 
 def _quantisation(source: TensorSource) -> tuple[str, set[str]]:
@@ -169,6 +177,8 @@ def _problems(contents: Contents, plain: TensorSource, formats: set[str]) -> lis
         problems.append(f"{len(extra)} tensors are not expected: {some(extra)}")
     if wrong:
         problems.append(f"{len(wrong)} tensors are of another shape: {some(wrong)}")
+    if contents.kind == TEXT_ENCODER and _tokenizer(contents) is None:
+        problems.append("there is no tokenizer: put the model's tokenizer.json beside the weights")
     if formats <= set(READABLE):
         try:
             dequantised(contents.source)

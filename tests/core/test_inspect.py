@@ -124,6 +124,7 @@ def test_community_layouts(models, inspected, tmp_path, layout):
     else:
         assert answer["tensors"] == ["59 of 59 that the model has"]
         assert answer["role"][0].startswith("distilled (assumed")
+    assert ("layout" in answer) == (layout == "split")
     expected = {"community float8": "24 layers float8 with a scale each"}
     if layout in expected:
         assert answer["quantisation"] == [expected[layout]]
@@ -144,6 +145,14 @@ def test_a_tensor_that_is_missing_and_one_that_is_left_over(models, inspected, t
     assert missing == "1 tensors are missing: final_norm_audio.weight"
     assert extra == "1 tensors are not expected: final_norm_audio.bias"
     assert wrong.endswith("final_linear_video.weight [191, 64], expected [192, 64]")
+
+
+def test_a_text_encoder_without_its_tokenizer(models, inspected, tmp_path):
+    folder = Path(shutil.copytree(models / "released/t5gemma-9b-9b-ul2", tmp_path / "text"))
+    (folder / "tokenizer.json").unlink()
+    status, answer = inspected(folder)
+    assert (status, answer["tokenizer"]) == (1, ["missing"])
+    assert "tokenizer.json" in answer["problem"][0]
 
 
 def test_a_scale_that_was_lost(models, inspected, tmp_path):
