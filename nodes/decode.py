@@ -7,10 +7,13 @@ from comfy_api.latest import InputImpl, Types, io
 from torch import Tensor
 
 from ..happyhorse_core import geometry
+from ..happyhorse_core.video_vae.tiling import OVERLAP
 from . import checks
 from .audio_driven import original_sound
+from .host.vae import decode_frames
 
 CATEGORY = "HappyHorse/decode"
+PIXEL_OVERLAP = OVERLAP * geometry.SPATIAL_STRIDE
 
 
 class HappyHorseDecode(io.ComfyNode):
@@ -27,6 +30,28 @@ class HappyHorseDecode(io.ComfyNode):
                 io.Latent.Input("latent", tooltip="From HappyHorse Sampler, or any sampler that ran the model."),
                 io.Vae.Input("vae", tooltip="From Load HappyHorse Video VAE. Core's Wan2.2 VAE works too, slower."),
                 io.Vae.Input("audio_vae", tooltip="From Load HappyHorse Audio VAE."),
+                io.Int.Input(
+                    "tile_size",
+                    default=0,
+                    min=0,
+                    max=geometry.MAX_PIXELS_PER_SIDE,
+                    step=32,
+                    optional=True,
+                    tooltip="Pixels a side of what is decoded at once, at least 512; smaller needs less memory and "
+                    "more time. 0: whole frames where memory allows it, else the largest tiles that fit.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "overlap",
+                    default=PIXEL_OVERLAP,
+                    min=PIXEL_OVERLAP,
+                    max=2 * PIXEL_OVERLAP,
+                    step=32,
+                    optional=True,
+                    tooltip="Pixels that neighbouring tiles share. At 256 no seam shows; at 512 tiles give exactly the "
+                    "same picture as whole frames, in more time.",
+                    advanced=True,
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="IMAGE", tooltip="All frames, one clip after the other."),
@@ -36,11 +61,13 @@ class HappyHorseDecode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, latent: dict, vae: object, audio_vae: object) -> io.NodeOutput:
+    def execute(
+        cls, latent: dict, vae: object, audio_vae: object, tile_size: int = 0, overlap: int = PIXEL_OVERLAP
+    ) -> io.NodeOutput:
         video, audio = checks.streams_of(latent)
         checks.check_video_vae(vae, "vae")
         checks.check_audio_vae(audio_vae, "audio_vae")
-        frames = vae.decode(video)
+        frames = decode_frames(vae, video, tile_size // geometry.SPATIAL_STRIDE, overlap // geometry.SPATIAL_STRIDE)
         sound = original_sound(latent, audio) or decode_sound(audio_vae, audio)
         sound = as_long_as(frames.shape[1], sound)
         clip = Types.VideoComponents(

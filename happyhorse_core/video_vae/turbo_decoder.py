@@ -182,14 +182,15 @@ class TurboDecoder(nn.Module):
         """
         plan = plan_windows(latent.shape[2], self.config.first_window, self.config.window)
         for done, window in enumerate(plan, start=1):
-            yield self._decode(latent, window)
+            yield self.decode_window(latent, window)
             progress(done, len(plan))
 
     def forward(self, latent: Tensor) -> Tensor:
         """[B, 48, T, H, W] normalised -> [B, 3, 4(T-1) + 1, 16H, 16W] about [-1, 1], not clamped."""
         return torch.cat(list(self.decode_windows(latent)), dim=2)
 
-    def _decode(self, latent: Tensor, window: Window) -> Tensor:
+    def decode_window(self, latent: Tensor, window: Window) -> Tensor:
+        """[B, 48, T, H, W] normalised -> the pictures of one window [B, 3, f, 16H, 16W]."""
         frames = torch.arange(window.start, window.stop, device=latent.device).clamp_(max=latent.shape[2] - 1)
         run = denormalise(latent.index_select(2, frames))
         video = self.decoder(run, starts_clip=window.starts_clip)

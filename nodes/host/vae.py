@@ -20,14 +20,17 @@ from ...happyhorse_core.audio_vae.resample import resample_fft
 from ...happyhorse_core.video_vae.image_encoder import WanImageEncoder
 from ...happyhorse_core.video_vae.latent_statistics import denormalise, normalise
 from ...happyhorse_core.video_vae.load import load_image_encoder, load_turbo_decoder
-from ...happyhorse_core.video_vae.turbo_decoder import CONTEXT, TurboDecoder
+from ...happyhorse_core.video_vae.tiling import OVERLAP, decode_tiles, fitting_tile, window_bytes
+from ...happyhorse_core.video_vae.turbo_decoder import TurboDecoder
 from .load import HostProgress
 from .ops import host_operations
 
 log = logging.getLogger("happyhorse")
 
 COPIES = 5
-"""Tensors of the widest layer that are alive at once in a decoder: input, normed copy, output, workspace."""
+"""Tensors of the widest layer that are alive at once: input, normed copy, output, workspace."""
+FREE_PART = 0.9
+"""Of the memory that is free, how much a decoder may plan with."""
 VIDEO_DTYPES = (torch.bfloat16, torch.float32)
 AUDIO_DTYPES = (torch.float32,)
 OUTPUT_SAMPLES_PER_LATENT = geometry.OUTPUT_SAMPLE_RATE // geometry.FRAME_RATE
@@ -58,6 +61,35 @@ class VideoAutoencoder(nn.Module):
             output_buffer[:, :, start : start + chunk.shape[2]].copy_(chunk)
             start += chunk.shape[2]
         return None
+
+    def decode_tiled(
+        self,
+        latent: Tensor,
+        tile_x: int = 2 * OVERLAP,
+        tile_y: int = 2 * OVERLAP,
+        overlap: int = OVERLAP,
+        tile_t: int | None = None,
+        overlap_t: int | None = None,
+    ) -> Tensor:
+        """``decode`` tile by tile, in latent pixels. The host calls it for its own nodes and where memory ran out.
+
+        Those know nothing of this decoder: smaller overlaps than it needs are widened, and tiles with them, so that no
+        seam shows. In time it has windows of its own, whatever ``tile_t`` and ``overlap_t`` ask for.
+        """
+        overlap = max(overlap, OVERLAP)
+        tile = (max(tile_y, 2 * overlap), max(tile_x, 2 * overlap))
+        out = latent.new_empty(self.decode_output_shape(latent.shape), device=mm.intermediate_device())
+        progress = HostProgress()
+        for item, pixels in zip(latent.split(1), out.split(1), strict=True):
+            start = 0
+            for chunk in decode_tiles(self.turbo, normalise(item), tile, overlap, progress):
+                pixels[:, :, start : start + chunk.shape[2]].copy_(chunk)
+                start += chunk.shape[2]
+        return out
+
+    def encode_tiled(self, pixels: Tensor, **tiles: int) -> Tensor:
+        """``encode``: one picture is small, and the encoder looks at it as a whole."""
+        return self.encode(pixels, pixels.device)
 
     def encode(self, pixels: Tensor, device: torch.device | None = None) -> Tensor:
         """[B, 3, 1, H, W] in [-1, 1] -> raw [B, 48, 1, H/16, W/16]."""
@@ -123,6 +155,8 @@ def load_video_vae(decoder_path: str, encoder_path: str | None, disable_dynamic:
     vae.downscale_ratio = (geometry.latent_frames, stride, stride)
     vae.downscale_index_formula = (geometry.TEMPORAL_STRIDE, stride, stride)
     vae.memory_used_decode = _video_decode_memory(vae.first_stage_model.turbo)
+    # So that the host asks ``decode_tiled`` for tiles. Its own ones would also cut through the windows in time.
+    vae.handles_tiling = True
     vae.memory_used_encode = lambda shape, dtype: (
         math.prod(shape[3:]) // 4 * 160 * COPIES * mm.dtype_size(dtype) * shape[0]
     )
@@ -175,21 +209,47 @@ def _on_host(loaded: nn.Module | None, kind: type[nn.Module], dtype: torch.dtype
     return module
 
 
-def _video_decode_memory(decoder: TurboDecoder) -> Callable[[tuple[int, ...], torch.dtype], float]:
-    """Bytes for one window, the largest thing that is ever decoded at once. The widest full-size layer decides."""
-    config = decoder.config
-    scale, widest = 1, 1
-    for stage in config.stages:
-        scale *= 2 if stage.doubles_space else 1
-        if scale * config.patch_size == geometry.SPATIAL_STRIDE:
-            widest = max(widest, stage.channels)
+def _video_decode_memory(decoder: TurboDecoder) -> Callable[[tuple[int, ...], torch.dtype], int]:
+    """Bytes for one window, the largest thing that is ever decoded at once."""
 
-    def memory(shape: tuple[int, ...], dtype: torch.dtype) -> float:
-        latents = min(shape[2], max(config.first_window, config.window)) + 2 * CONTEXT
-        frames = latents * geometry.TEMPORAL_STRIDE
-        return shape[0] * widest * frames * shape[3] * shape[4] * scale**2 * mm.dtype_size(dtype) * COPIES
+    def memory(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+        return shape[0] * window_bytes(decoder.config, shape[3], shape[4], shape[2], mm.dtype_size(dtype))
 
     return memory
+
+
+def decode_frames(vae: comfy.sd.VAE, latent: Tensor, tile: int, overlap: int = OVERLAP) -> Tensor:
+    """Raw [B, 48, T, H, W] -> frames [B, F, 16H, 16W, 3] in [0, 1]. Sizes in latent pixels.
+
+    A ``tile`` of 0 is chosen by free memory if the VAE is ours; of another it leaves the choice to the host.
+    """
+    height, width = latent.shape[3:]
+    sides = (max(tile, 2 * overlap),) * 2
+    if tile == 0:
+        ours = isinstance(vae.first_stage_model, VideoAutoencoder)
+        sides = _fitting_tile(vae, latent, overlap) if ours else (height, width)
+    if sides[0] >= height and sides[1] >= width:
+        return vae.decode(latent)
+    return vae.decode_tiled(latent, tile_x=sides[1], tile_y=sides[0], overlap=overlap)
+
+
+def _fitting_tile(vae: comfy.sd.VAE, latent: Tensor, overlap: int) -> tuple[int, int]:
+    """The largest tile for the memory that is free once the host has moved other models out of the way."""
+
+    def needed(height: int, width: int) -> int:
+        return int(vae.memory_used_decode((1, *latent.shape[1:3], height, width), vae.vae_dtype))
+
+    mm.load_models_gpu([vae.patcher], memory_required=needed(*latent.shape[3:]))
+    free = int(vae.patcher.get_free_memory(vae.device) * FREE_PART)
+    tile = fitting_tile(*latent.shape[3:], free, needed, overlap)
+    if tile != tuple(latent.shape[3:]):
+        log.info(
+            "HappyHorse: decoding in tiles of up to %d x %d pixels, as %.1f GB are free.",
+            tile[1] * geometry.SPATIAL_STRIDE,
+            tile[0] * geometry.SPATIAL_STRIDE,
+            free / 1e9,
+        )
+    return tile
 
 
 @contextmanager
