@@ -204,13 +204,16 @@ class HappyHorseModel(comfy.model_base.BaseModel):
     def map_context_window_to_modalities(
         self, primary_indices: Sequence[int], latent_shapes: Sequence[Sequence[int]], dim: int
     ) -> list[list[int]]:
-        """The audio latents that sound during the chosen video frames: one for the first, four for each later one."""
-        windows = [list(primary_indices)]
-        stride = geometry.TEMPORAL_STRIDE
-        for shape in latent_shapes[1:]:
-            spans = (range(max(0, stride * (i - 1) + 1), stride * i + 1) for i in primary_indices)
-            windows.append([a for span in spans for a in span if a < shape[dim]])
-        return windows
+        """The audio latents that sound during the chosen video frames: one for the first, four for each later one.
+
+        A window from the middle of a clip is shown with the frame before it, in the place where the model knows a
+        frame of one picture. So it gets the last latent of that frame's sound, and both streams begin together.
+        """
+        first, stride = primary_indices[0], geometry.TEMPORAL_STRIDE
+        before = [stride * (first - 1)] if first > 0 and first - 1 not in primary_indices else []
+        spans = [range(max(0, stride * (i - 1) + 1), stride * i + 1) for i in primary_indices]
+        audio = before + [latent for span in spans for latent in span]
+        return [list(primary_indices), *([a for a in audio if a < shape[dim]] for shape in latent_shapes[1:])]
 
     def memory_required(self, input_shape: Sequence[int], cond_shapes: dict[str, Any] | None = None) -> float:
         """Bytes of working memory for one call. The shape is the packed [B, 1, N] or, unpacked, [B, 48, T, H, W]."""

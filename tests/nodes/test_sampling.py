@@ -215,7 +215,11 @@ def test_context_windows_take_the_sound_of_their_frames():
     windows = model.map_context_window_to_modalities([0, 1, 2], shapes, 2)
     assert windows == [[0, 1, 2], list(range(9))]
     windows = model.map_context_window_to_modalities([3, 4], shapes, 2)
-    assert windows == [[3, 4], list(range(9, 17))]
+    assert windows == [[3, 4], list(range(8, 17))], "the last of the frame before, which the host shows beside it"
+    looped = model.map_context_window_to_modalities([4, 0, 1], shapes, 2)
+    assert looped == [[4, 0, 1], [12, 13, 14, 15, 16, 0, 1, 2, 3, 4]]
+    everything = model.map_context_window_to_modalities([2, 3, 4, 0, 1], shapes, 2)
+    assert sorted(everything[1]) == list(range(17)), "none of them twice"
 
 
 def test_latent_statistics_touch_the_video_alone_in_every_form():
