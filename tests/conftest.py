@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 sys.path.append(str(ROOT / "tests"))
 
+from browser import NoBrowserError, open_browser  # noqa: E402
 from comfy_host import INSIDE, ComfyServer, ComfyUINotFoundError, find_comfyui  # noqa: E402
 
 if not os.environ.get(INSIDE):
@@ -42,15 +44,15 @@ def pytest_report_header():
     return f"ComfyUI: {host.path}, run by {host.python}"
 
 
-class NoComfyUI(pytest.skip.Exception):
-    """Skips a test for want of a ComfyUI."""
+class NotHere(pytest.skip.Exception):
+    """Skips a test for want of a program that it needs, a ComfyUI or a browser."""
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Gives all tests that were skipped for want of a ComfyUI the same place, so that one line reports them."""
+    """Gives all tests that were skipped for want of the same program one place, so that one line reports them."""
     report = yield
-    if call.excinfo is not None and isinstance(call.excinfo.value, NoComfyUI):
+    if call.excinfo is not None and isinstance(call.excinfo.value, NotHere):
         report.longrepr = (__file__, None, f"Skipped: {call.excinfo.value}")
     return report
 
@@ -61,7 +63,7 @@ def comfyui():
     try:
         return find_comfyui()
     except ComfyUINotFoundError as error:
-        raise NoComfyUI(str(error)) from None
+        raise NotHere(str(error)) from None
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +75,17 @@ def comfy_server(comfyui, tmp_path_factory):
     write_stack(base / "models", "comfyui", 0)
     with ComfyServer(comfyui, base) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium that Playwright drives; a test that asks for it is skipped where there is none."""
+    with ExitStack() as stack:
+        try:
+            chromium = stack.enter_context(open_browser())
+        except NoBrowserError as error:
+            raise NotHere(str(error)) from None
+        yield chromium
 
 
 SUMMARIES = pytest.StashKey[list]()

@@ -1,0 +1,143 @@
+"""The shipped workflows in ComfyUI's editor, in a real Chromium.
+
+HAPPYHORSE_PICTURES=1 makes the run write the pictures of docs/images, which the README shows, anew.
+"""
+
+import os
+
+import pytest
+from PIL import Image
+
+from browser import HEIGHT, WIDTH, Editor
+from comfy_host import ROOT
+from workflow_cases import NAMES, NOTES, api, canvas, put_files, small_values
+
+PICTURES = ROOT / "docs" / "images"
+WRITE_PICTURES = bool(os.environ.get("HAPPYHORSE_PICTURES"))
+LARGEST_PICTURE = 300_000
+RENDERERS = {"classic": False, "nodes_2": True}
+
+each_workflow = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture(scope="module")
+def server(comfy_server):
+    put_files(comfy_server)
+    return comfy_server
+
+
+@pytest.fixture(scope="module", params=RENDERERS)
+def editor(browser, server, request):
+    """One editor for each of the two ways in which ComfyUI draws nodes."""
+    with Editor(browser, server, Comfy__VueNodes__Enabled=RENDERERS[request.param]) as opened:
+        yield opened
+
+
+@each_workflow
+def test_workflow_opens_without_a_complaint_and_sends_its_twin(editor, name):
+    editor.load(canvas(name), name)
+    assert not [node["type"] for node in editor.nodes() if node["missing"]]
+    assert not editor.complains()
+    assert values_of(editor.prompt()) == values_of(api(name))
+    assert not editor.problems
+
+
+def values_of(prompt: dict) -> dict:
+    return {key: (node["class_type"], node["inputs"]) for key, node in prompt.items()}
+
+
+@each_workflow
+def test_nodes_lie_in_their_groups_without_overlap_and_in_sight(editor, name):
+    editor.load(canvas(name), name)
+    nodes = {f"{node['title']} ({node['id']})": node for node in editor.nodes()}
+    boxes = {title: box_of(node) for title, node in nodes.items()}
+    groups = {group["title"]: group["box"] for group in editor.groups()}
+    assert not overlapping(boxes) and not overlapping(groups)
+    homes = {title: [group for group in groups if holds(groups[group], box)] for title, box in boxes.items()}
+    assert {title: len(home) for title, home in homes.items()} == {
+        title: int(node["type"] not in NOTES) for title, node in nodes.items()
+    }
+    seen = editor.view()
+    assert not [title for title, box in {**boxes, **groups}.items() if not holds(seen, box)]
+
+
+def box_of(node: dict) -> list[float]:
+    """Left, top, width, height of a node with its title."""
+    (left, top), (width, height) = node["pos"], node["size"]
+    return [left, top - node["bar"], width, height + node["bar"]]
+
+
+def overlapping(boxes: dict[str, list[float]]) -> list[tuple[str, str]]:
+    titles = sorted(boxes)
+    return [(a, b) for a in titles for b in titles if a < b and touch(boxes[a], boxes[b])]
+
+
+def touch(a: list[float], b: list[float]) -> bool:
+    return a[0] < b[0] + b[2] and b[0] < a[0] + a[2] and a[1] < b[1] + b[3] and b[1] < a[1] + a[3]
+
+
+def holds(outer: list[float], inner: list[float]) -> bool:
+    inside = zip(inner[:2], outer[:2], strict=True)
+    ends = zip(inner[:2], inner[2:], outer[:2], outer[2:], strict=True)
+    return all(a >= b for a, b in inside) and all(a + size <= b + whole for a, size, b, whole in ends)
+
+
+def test_what_is_wrong_with_a_workflow_would_be_seen(browser, server):
+    graph = canvas("text_to_video")
+    wrong = next(node for node in graph["nodes"] if node["type"] == "HappyHorseSampler")
+    wrong["type"] = "NodeThatIsNotThere"
+    wrong["pos"][1] += 300
+    with Editor(browser, server) as editor:
+        editor.load(graph, "wrong")
+        assert [node["type"] for node in editor.nodes() if node["missing"]] == ["NodeThatIsNotThere"]
+        editor.page.get_by_test_id("error-overlay").wait_for()
+        assert "NodeThatIsNotThere" in editor.complains()
+        boxes = {str(node["id"]): box_of(node) for node in editor.nodes()}
+        assert [pair for pair in overlapping(boxes) if str(wrong["id"]) in pair]
+        editor.page.evaluate("console.error('an error of the pack')")
+        assert [problem for problem in editor.problems if "an error of the pack" in problem]
+
+
+def test_run_shows_its_video_on_the_page(browser, server):
+    with Editor(browser, server, "text_to_video") as editor:
+        for kind, values in small_values("text_to_video").items():
+            editor.set_widgets(kind, values)
+        if WRITE_PICTURES:
+            editor.set_widgets("HappyHorseEmptyLatent", {"width": 448, "height": 256, "seconds": 2.0})
+        before = len(server.get("/history"))
+        editor.run()
+        video = editor.wait_for_video()
+        if not WRITE_PICTURES:
+            assert (video["width"], video["height"]) == (96, 64)
+            assert video["seconds"] == pytest.approx(1, abs=0.1)
+        history = server.get("/history")
+        assert len(history) == before + 1
+        (path,) = server.files_of(list(history.values())[-1])
+        assert path.name in video["src"]
+        assert not editor.complains() and not editor.problems
+        if WRITE_PICTURES:
+            editor.look_at(canvas("text_to_video")["extra"]["ds"])
+            editor.picture(PICTURES / "run_text_to_video.png")
+
+
+def test_help_page_opens(browser, server):
+    with Editor(browser, server, "text_to_video") as editor:
+        text = editor.open_help("HappyHorseSampler")
+        assert "Makes a clip with the distilled model" in text and "Spoken languages: Mandarin" in text
+
+
+def test_pictures_are_there_and_small(request):
+    if WRITE_PICTURES:
+        write_pictures(request.getfixturevalue("browser"), request.getfixturevalue("server"))
+    for name in (*NAMES, "run_text_to_video"):
+        path = PICTURES / f"{name}.png"
+        assert path.stat().st_size < LARGEST_PICTURE
+        with Image.open(path) as picture:
+            assert picture.size == (WIDTH, HEIGHT)
+
+
+def write_pictures(browser, server) -> None:
+    for name in NAMES:
+        with Editor(browser, server) as editor:
+            editor.load(canvas(name), name)
+            editor.picture(PICTURES / f"{name}.png")
