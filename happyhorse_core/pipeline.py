@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import __version__, super_resolution
+from .audio_vae.decode import decode_soundtrack
 from .audio_vae.encode import encode_soundtrack
 from .audio_vae.load import load_oobleck
 from .audio_vae.resample import resample_fft
@@ -28,8 +29,12 @@ from .sampling.schedule import flow_sigmas
 from .sampling.solver import DistilledSolver, Solver, UniPC, seeded_noise
 from .text.load import load_text_encoder
 from .video_vae.load import load_image_encoder, load_turbo_decoder
+from .video_vae.tiling import decode_tiles, fitting_tile, window_bytes
 
 logger = logging.getLogger(__name__)
+
+FREE_PART = 0.9
+"""Of the memory that is free, how much the decoder may plan with."""
 
 Report = Callable[[str, str], Progress]
 """``report(stage, unit)`` opens the progress of a stage, counted in ``unit``."""
@@ -293,7 +298,8 @@ def _decode_sound(given: Tensor | None, audio: Tensor, files: ModelFiles, machin
     if given is not None:
         return resample_fft(given)[0]
     vae = load_oobleck(files.audio_vae, device=machine.device, progress=report("Load audio autoencoder", "B"))
-    return resample_fft(vae.decode(audio.float()))[0].float().cpu()
+    waveform = decode_soundtrack(vae, audio.float(), progress=report("Decode sound", "chunk"))
+    return resample_fft(waveform)[0].float().cpu()
 
 
 def _decode_video(video: Tensor, files: ModelFiles, machine: Machine, report: Report) -> Iterator[Tensor]:
@@ -304,8 +310,17 @@ def _decode_video(video: Tensor, files: ModelFiles, machine: Machine, report: Re
         device=machine.device,
         progress=report("Load video decoder", "B"),
     )
-    progress = report("Decode video", "window")
-    for chunk in decoder.decode_windows(video.to(machine.dtype), progress=progress):
+    height, width = video.shape[3:]
+    free = available_bytes(machine.device)
+    tile = (height, width)
+    if free is not None:
+        frames, itemsize = video.shape[2], machine.dtype.itemsize
+
+        def needed(rows: int, columns: int) -> int:
+            return window_bytes(decoder.config, rows, columns, frames, itemsize)
+
+        tile = fitting_tile(height, width, int(free * FREE_PART), needed)
+    for chunk in decode_tiles(decoder, video.to(machine.dtype), tile, progress=report("Decode video", "tile")):
         yield to_bytes(chunk[0])
 
 

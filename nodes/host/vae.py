@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...happyhorse_core import geometry
+from ...happyhorse_core.audio_vae.decode import CHUNK, decode_soundtrack, receptive_field
 from ...happyhorse_core.audio_vae.encode import WINDOW_SECONDS, encode_soundtrack
 from ...happyhorse_core.audio_vae.load import load_oobleck
 from ...happyhorse_core.audio_vae.model import Oobleck
@@ -111,7 +112,7 @@ class AudioAutoencoder(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """[B, 64, A] -> [B, 2, 1764 A] at 44,100 Hz."""
-        return resample_fft(self.oobleck.decode(latent))
+        return resample_fft(decode_soundtrack(self.oobleck, latent, HostProgress()))
 
     def encode(self, waveform: Tensor) -> Tensor:
         """[B, 2, N] at 51,200 Hz -> [B, 64, ceil(N / 2048)]."""
@@ -188,7 +189,10 @@ def load_audio_vae(path: str, disable_dynamic: bool = False) -> HappyHorseVAE:
     samples, window = geometry.SAMPLES_PER_AUDIO_LATENT, WINDOW_SECONDS * geometry.MODEL_SAMPLE_RATE
     width = vae.first_stage_model.oobleck.config.encoder_widths[0]
     per_sample = width * COPIES * 2
-    vae.memory_used_decode = lambda shape, dtype: shape[-1] * samples * per_sample * mm.dtype_size(dtype) * shape[0]
+    chunk = CHUNK + 2 * receptive_field(vae.first_stage_model.oobleck.config)
+    vae.memory_used_decode = lambda shape, dtype: (
+        min(shape[-1], chunk) * samples * per_sample * mm.dtype_size(dtype) * shape[0]
+    )
     vae.memory_used_encode = lambda shape, dtype: min(shape[-1], window) * per_sample * mm.dtype_size(dtype) * shape[0]
     vae.patcher.cached_patcher_init = (load_audio_vae_patcher, (path,))
     log.info("HappyHorse: loaded the audio VAE %s, %s.", path, vae.vae_dtype)

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from test_generate import PROMPT, photograph, probe, tone
 
+from happyhorse_core import memory
 from happyhorse_core.cli import main
+from happyhorse_core.video_vae.turbo_decoder import TurboDecoder
 from tools.make_tiny_checkpoints import write_stack
 
 
@@ -152,3 +154,26 @@ def test_help_explains_the_options(capsys: pytest.CaptureFixture[str]) -> None:
         main(["generate", "--help"])
     shown = capsys.readouterr().out
     assert all(option in shown for option in ("--upscale WxH", "--sr-model", "--sr-transformer"))
+
+
+def test_little_memory_makes_tiles_and_the_same_clip(
+    generate: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """35 MB are enough for the tiny transformer, and not for a window of 640 x 64 pixels at once."""
+    settings = {"size": "640x64", "seconds": 0.2, "dtype": "float32"}
+    assert generate(tmp_path / "whole.mp4", **settings) == 0
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 99999999 kB\nMemAvailable: 35000 kB\n")
+    monkeypatch.setattr(memory, "MEMINFO", meminfo)
+    widths = []
+    plain = TurboDecoder.decode_window
+    monkeypatch.setattr(
+        TurboDecoder,
+        "decode_window",
+        lambda self, part, window: widths.append(part.shape[4]) or plain(self, part, window),
+    )
+    assert generate(tmp_path / "tiles.mp4", **settings) == 0
+    assert len(widths) == 2 and max(widths) <= 32
+    whole, tiles = (probe(tmp_path / f"{name}.mp4")[0].astype(int) for name in ("whole", "tiles"))
+    assert whole.shape == tiles.shape == (5, 64, 640, 3)
+    assert abs(whole - tiles).max() <= 4, "the encoder of the mp4 may round another way"
