@@ -148,9 +148,11 @@ class HappyHorseModel(comfy.model_base.BaseModel):
         if getattr(latent, "is_nested", False):
             video, *others = latent.unbind()
             return NestedTensor([fn(video), *others])
-        shapes = self.latent_shapes
-        if shapes is None or len(shapes) < 2:
+        if latent.ndim == 5:
             return fn(latent)
+        shapes = self.latent_shapes
+        if latent.shape[1] != 1 or shapes is None or len(shapes) < 2:
+            return latent  # sound alone
         split = math.prod(shapes[0][1:])
         video = fn(latent[..., :split].reshape(latent.shape[0], *shapes[0][1:]))
         return torch.cat([video.reshape(latent.shape[0], 1, split), latent[..., split:]], dim=-1)
@@ -185,7 +187,8 @@ class HappyHorseModel(comfy.model_base.BaseModel):
         )
         if not fits:
             raise ValueError(
-                f"latent: found streams of shapes {found}, expected {expected}. Use Empty HappyHorse Latent."
+                f"latent: found streams of shapes {found}, expected {expected}. Use Empty HappyHorse Latent, or join "
+                "picture and sound with Concat AV Latent."
             )
 
     def _check_text(self, text: Tensor | None) -> None:

@@ -26,6 +26,7 @@ from ...happyhorse_core.dit.model import HappyHorseTransformer
 from ...happyhorse_core.dit.rope import frequency_bands
 from ...happyhorse_core.ops import TorchOps
 from .diffusion import HappyHorseConfig
+from .regions import allow_masks
 
 log = logging.getLogger("happyhorse")
 
@@ -58,6 +59,7 @@ def load_diffusion_model(
         config = HappyHorseConfig(file.config, file.role)
         choose_dtypes(config, source, requested, quantised)
         patcher = build_patcher(config, lambda: read_state(source, config), disable_dynamic)
+    allow_masks(patcher)
     patcher.cached_patcher_init = (load_diffusion_model, (path, role, weight_dtype))
     log.info(
         "HappyHorse: loaded %s as the %s model (%s): %d layers, weights %s.",
