@@ -9,6 +9,7 @@ import comfy.sd
 import pytest
 import tiny
 import torch
+from comfy_extras.nodes_model_merging import ModelMergeSimple
 
 import nodes
 
@@ -119,3 +120,12 @@ def test_smaller_weights_give_nearly_the_same_clip(weight_dtype, most):
     assert patcher.model_size() < tiny.model(weight_dtype="fp32").model_size()
     for found, exact in zip(sample(patcher), sample(tiny.model(weight_dtype="fp32")), strict=True):
         assert 0 < (found - exact).norm() <= most * exact.norm()
+
+
+def test_a_merge_of_two_checkpoints_lies_between_them():
+    distilled, base = tiny.model(), tiny.model(tiny.BASE)
+    merged = ModelMergeSimple().merge(distilled, base, 0.75)[0]
+    assert same(sample(ModelMergeSimple().merge(distilled, base, 1.0)[0]), sample(distilled))
+    found, near, far = sample(merged), sample(distilled), sample(base)
+    assert (found[0] - near[0]).norm() < (found[0] - far[0]).norm()
+    assert not same(found, near)
