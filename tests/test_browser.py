@@ -3,6 +3,7 @@
 HAPPYHORSE_PICTURES=1 makes the run write the pictures of docs/images, which the README shows, anew.
 """
 
+import json
 import os
 
 import pytest
@@ -126,10 +127,23 @@ def test_help_page_opens(browser, server):
         assert "Makes a clip with the distilled model" in text and "Spoken languages: Mandarin" in text
 
 
+def test_editor_in_chinese_shows_chinese_nodes(browser, server):
+    texts = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
+    with Editor(browser, server, Comfy__Locale="zh", Comfy__VueNodes__Enabled=True) as editor:
+        editor.load(canvas("text_to_video"), "text_to_video")
+        untitled = [node for node in editor.nodes() if node["type"] in texts]
+        assert {node["title"] for node in untitled} == {texts[node["type"]]["display_name"] for node in untitled}
+        shown = editor.page.locator("body").inner_text()
+        for kind, name in (("HappyHorseEmptyLatent", "seconds"), ("HappyHorseSampler", "steps")):
+            assert texts[kind]["inputs"][name]["name"] in shown
+        if WRITE_PICTURES:
+            editor.picture(PICTURES / "text_to_video_zh.png")
+
+
 def test_pictures_are_there_and_small(request):
     if WRITE_PICTURES:
         write_pictures(request.getfixturevalue("browser"), request.getfixturevalue("server"))
-    for name in (*NAMES, "run_text_to_video"):
+    for name in (*NAMES, "run_text_to_video", "text_to_video_zh"):
         path = PICTURES / f"{name}.png"
         assert path.stat().st_size < LARGEST_PICTURE
         with Image.open(path) as picture:
