@@ -11,11 +11,12 @@ VENV_PYTHON := $(VENV)/bin/python
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test bench lint format clean
 
 help:
 	@echo "make demo    set up .venv, then write output/demo.mp4 with a tiny model of random weights"
 	@echo "make test    set up .venv, then run all tests; ARGS='tests/core -k geometry' narrows them"
+	@echo "make bench   set up .venv, then time each stage beside its floor; ARGS='--device cuda' chooses the device"
 	@echo "make lint    set up .venv, then check the code's style"
 	@echo "make format  set up .venv, then put the code into that style"
 	@echo "make clean   remove .venv and everything else that these commands made"
@@ -31,6 +32,9 @@ demo: setup
 
 test: setup
 	"$(VENV_PYTHON)" -m pytest $(or $(ARGS),tests)
+
+bench: setup
+	"$(VENV_PYTHON)" -m benchmarks --json benchmarks/results.json $(ARGS)
 
 lint: setup
 	"$(VENV_PYTHON)" -m ruff check .
