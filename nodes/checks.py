@@ -10,7 +10,7 @@ from .host.diffusion import HappyHorseModel
 from .host.text_encoder import HostTextModel
 from .host.vae import AudioAutoencoder, VideoAutoencoder
 
-VIDEO_LATENT = f"video [batch, {geometry.VIDEO_CHANNELS}, frames, height, width]"
+VIDEO_LATENT = f"video [batch, {geometry.VIDEO_CHANNELS}, frames, height, width] with even height and width"
 AUDIO_LATENT = f"audio [batch, {geometry.AUDIO_CHANNELS}, length]"
 
 
@@ -18,18 +18,35 @@ def streams_of(latent: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """The video and the audio of a latent, or a ValueError that says what was found."""
     samples = latent["samples"]
     streams = list(samples.unbind()) if getattr(samples, "is_nested", False) else [samples]
-    if len(streams) == 2 and _is_video(streams[0]) and _is_audio(streams[1]):
-        return streams[0], streams[1]
     found = " and ".join(str(list(stream.shape)) for stream in streams)
-    raise ValueError(f"latent: found {found}, expected {VIDEO_LATENT} and {AUDIO_LATENT}. Use Empty HappyHorse Latent.")
+    if len(streams) != 2 or not _is_video(streams[0]) or not _is_audio(streams[1]):
+        raise ValueError(
+            f"latent: found {found}, expected {VIDEO_LATENT} and {AUDIO_LATENT}. Use Empty HappyHorse Latent."
+        )
+    if streams[0].shape[0] != streams[1].shape[0]:
+        raise ValueError(f"latent: found {found}, expected the same batch in both. Join streams of equal batches.")
+    _check_sound_mask(latent.get("noise_mask"))
+    return streams[0], streams[1]
 
 
 def _is_video(stream: Tensor) -> bool:
-    return stream.ndim == 5 and stream.shape[1] == geometry.VIDEO_CHANNELS
+    fits = stream.ndim == 5 and stream.shape[1] == geometry.VIDEO_CHANNELS and stream.numel() > 0
+    return fits and stream.shape[3] % 2 == 0 and stream.shape[4] % 2 == 0
 
 
 def _is_audio(stream: Tensor) -> bool:
-    return stream.ndim == 3 and stream.shape[1] == geometry.AUDIO_CHANNELS
+    return stream.ndim == 3 and stream.shape[1] == geometry.AUDIO_CHANNELS and stream.numel() > 0
+
+
+def _check_sound_mask(mask: Any) -> None:
+    if not getattr(mask, "is_nested", False):
+        return
+    sound = mask.unbind()[1]
+    if sound.ndim != 3:
+        raise ValueError(
+            f"latent: found a noise mask of shape {list(sound.shape)} on the sound, expected [batch, 1, length]. Set "
+            "Latent Noise Mask is for pictures: to hold sound use HappyHorse Audio To Video."
+        )
 
 
 def check_model(model: Any, field: str = "model") -> HappyHorseModel:
@@ -64,6 +81,8 @@ def check_enlarger(model: HappyHorseModel, field: str) -> None:
 def check_text(conditioning: list, model: HappyHorseModel, field: str, *, may_be_empty: bool = False) -> None:
     """Raises ValueError for text of another encoder, and for a prompt without words unless it ``may_be_empty``."""
     width = model.model_config.transformer.text_in_channels
+    if not conditioning:
+        raise ValueError(f"{field}: found no conditioning, expected a prompt from CLIP Text Encode.")
     for text, _ in conditioning:
         if text.shape[-1] != width:
             raise ValueError(
@@ -98,6 +117,14 @@ def check_video_vae(vae: Any, field: str) -> None:
         )
 
 
+def check_picture_encoder(vae: Any, field: str) -> None:
+    """Raises ValueError unless ``vae`` is for video and can encode a picture."""
+    check_video_vae(vae, field)
+    inner = vae.first_stage_model
+    if isinstance(inner, VideoAutoencoder):
+        inner.check_encoder(field)
+
+
 def check_audio_vae(vae: Any, field: str) -> None:
     """Raises ValueError unless ``vae`` is ours: another Oobleck would play the sound at the wrong speed."""
     inner = vae.first_stage_model
@@ -116,6 +143,8 @@ def one_picture(image: Tensor, field: str) -> Tensor:
         raise ValueError(f"{field}: found {image.shape[0]} pictures, expected one. Pick one with Image From Batch.")
     if image.shape[-1] not in (1, 3, 4):
         raise ValueError(f"{field}: found {image.shape[-1]} channels, expected 3 (RGB), 1 (grey) or 4 (RGBA).")
+    if image.numel() == 0:
+        raise ValueError(f"{field}: found {image.shape[2]} x {image.shape[1]} pixels, expected a picture.")
     pixels = image[..., :3] * image[..., 3:4] if image.shape[-1] == 4 else image
     return pixels.expand(-1, -1, -1, 3).movedim(-1, 1).float() * 2 - 1
 

@@ -62,7 +62,7 @@ class HappyHorseExtend(io.ComfyNode):
         cls, video: Input.Video, vae: object, audio_vae: object, latent: dict, overlap: float = extend.OVERLAP_SECONDS
     ) -> io.NodeOutput:
         frames, audio = checks.streams_of(latent)
-        checks.check_video_vae(vae, "vae")
+        checks.check_picture_encoder(vae, "vae")
         checks.check_audio_vae(audio_vae, "audio_vae")
         clip = components(video, "video")
         width, height = (side * geometry.SPATIAL_STRIDE for side in (frames.shape[4], frames.shape[3]))

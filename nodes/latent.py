@@ -124,7 +124,7 @@ def encode_picture(vae: object, image: Tensor, width: int, height: int) -> Tenso
 
     Raises ValueError that names the input ``vae`` or ``image``.
     """
-    checks.check_video_vae(vae, "vae")
+    checks.check_picture_encoder(vae, "vae")
     picture = fit_image(checks.one_picture(image, "image"), width, height)
     return vae.encode((picture[:, :, 0].movedim(1, -1) + 1) / 2)
 

@@ -92,12 +92,16 @@ class VideoAutoencoder(nn.Module):
         """``encode``: one picture is small, and the encoder looks at it as a whole."""
         return self.encode(pixels, pixels.device)
 
-    def encode(self, pixels: Tensor, device: torch.device | None = None) -> Tensor:
-        """[B, 3, 1, H, W] in [-1, 1] -> raw [B, 48, 1, H/16, W/16]."""
+    def check_encoder(self, field: str) -> None:
+        """Raises ValueError if it was loaded to decode only. ``field`` is the input that it came from."""
         if self.still is None:
             raise ValueError(
-                "vae: this VAE can only decode. Choose Wan2.2_VAE.pth as the encoder in Load HappyHorse Video VAE."
+                f"{field}: this VAE can only decode. Choose Wan2.2_VAE.pth as the encoder in Load HappyHorse Video VAE."
             )
+
+    def encode(self, pixels: Tensor, device: torch.device | None = None) -> Tensor:
+        """[B, 3, 1, H, W] in [-1, 1] -> raw [B, 48, 1, H/16, W/16]."""
+        self.check_encoder("vae")
         if pixels.shape[2] != 1:
             raise ValueError(f"pixels: found {pixels.shape[2]} pictures, expected one: only first frames are encoded.")
         return denormalise(self.still(pixels.to(device)))
