@@ -206,7 +206,7 @@ def extend() -> Workflow:
     workflow.column("Prompts")
     prompt = encode(workflow, stack, prompts.TRAIN_START, "Prompt of the first clip")
     next_prompt = encode(workflow, stack, prompts.TRAIN_NEXT, "Prompt of the next clip")
-    workflow.column("Size and length of each clip")
+    workflow.column("Size of both clips")
     empty = workflow.add("HappyHorseEmptyLatent")
     workflow.group("First clip")
     first = stack.decode(workflow, sample(workflow, stack.model, prompt, empty))
