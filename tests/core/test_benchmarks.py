@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.floor import Recorder, measure
+from benchmarks.full_size import STAGES, operations_per_step, released_config
 from benchmarks.stages import Size, transformer
 
 ROOT = Path(__file__).parents[2]
@@ -48,3 +49,17 @@ def test_the_program_writes_its_figures(tmp_path: Path) -> None:
         assert stage["stage"] in done.stdout
         assert stage["seconds"] > 0
         assert stage["ratio"] > 0
+
+
+def test_the_full_size_program_runs_and_counts_operations(tmp_path: Path) -> None:
+    target = tmp_path / "figures.json"
+    command = [sys.executable, "benchmarks/full_size.py", "--toy", "--device", "cpu", "--json", str(target)]
+    subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300, check=True)
+    assert len(json.loads(target.read_text())["stages"]) == 4
+    counted = []
+    for stage in STAGES:
+        size = Size(5120, 40, stage.width, stage.height, 32, 300)
+        counted.append(operations_per_step(released_config(stage.role), size) / 1e12)
+    # 99 and 3,800 TFLOP a step are the published model's, counted elsewhere by hand.
+    assert abs(counted[0] / 99 - 1) < 0.03
+    assert abs(counted[2] / 3800 - 1) < 0.03
