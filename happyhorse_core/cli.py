@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from .checkpoint.roles import BASE, DISTILLED, ROLES, SR_540P, SR_1080P
 from .convert.command import CONVERT, INSPECT, add_convert, add_inspect, run_convert, run_inspect
+from .dit.ranks import check_devices
 from .errors import HappyHorseError, InputError
 from .geometry import (
     DEFAULT_HEIGHT,
@@ -26,6 +27,7 @@ from .geometry import (
 )
 from .media.image import load_image
 from .media.sound import load_sound
+from .memory import is_out_of_memory
 from .model_folder import find_models
 from .negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from .pipeline import Machine, Request, Upscale, check_request, generate, target_shape
@@ -109,11 +111,26 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_NEGATIVE_PROMPT,
         help="what the base model is guided away from; the distilled model uses none",
     )
-    add("--device", metavar="NAME", help="torch device such as cpu, cuda, cuda:1, mps; default cuda where there is one")
-    add("--dtype", choices=DTYPES, default="bf16", help="precision of weights and products; default bf16")
+    _add_machine(parser)
     for part in PARTS:
         option = f"--{part.replace('_', '-')}"
         add(option, type=Path, metavar="PATH", help=f"{part.replace('_', ' ')}, if it is not in the models folder")
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--device", metavar="NAME", help="torch device such as cpu, cuda, cuda:1, mps; default cuda where there is one"
+    )
+    where.add_argument(
+        "--devices",
+        metavar="NAMES",
+        help="several, such as cuda:0,cuda:1: each holds all of the transformer and computes a part of every step; the "
+        "other stages run on the first",
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="bf16", help="precision of weights and products; default bf16"
+    )
 
 
 def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
@@ -209,13 +226,23 @@ def _request(args: argparse.Namespace) -> Request:
 
 
 def _machine(args: argparse.Namespace) -> Machine:
-    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if args.devices is None:
+        name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return Machine(_usable(name, "--device"), DTYPES[args.dtype])
+    device, *others = (_usable(name.strip(), "--devices") for name in args.devices.split(","))
+    if others:
+        check_devices((device, *others))
+    # What the stages before the transformer used is kept by this process, unless it is told that others need it.
+    return Machine(device, DTYPES[args.dtype], tuple(others), torch.cuda.empty_cache)
+
+
+def _usable(name: str, option: str) -> torch.device:
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
+        return torch.empty(1, device=torch.device(name)).device
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device: found {name!r}, which torch can't use here: {error}") from error
-    return Machine(device, DTYPES[args.dtype])
+        # For some devices torch goes on for pages about others.
+        reason = str(error).split(". ")[0].rstrip(".")
+        raise InputError(f"{option}: found {name!r}, which torch can't use here: {reason}.") from error
 
 
 def run_generate(args: argparse.Namespace) -> int:
@@ -261,11 +288,6 @@ def _inspect(args: argparse.Namespace) -> int:
     return 0 if usable else 1
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    # The allocator of the CPU has no error class of its own.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit status: 0 done, 1 an error that was explained, 130 stopped by Ctrl-C."""
     args = build_parser().parse_args(arguments)
@@ -276,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         way_out = "\nChoose a smaller --size or fewer --seconds." if args.run is run_generate else ""
         print(f"error: not enough memory: {error}{way_out}", file=sys.stderr)

@@ -31,6 +31,12 @@ def activation_bytes(tokens: int, hidden: int) -> int:
     return tokens * hidden * (2 * 4 + 16 * 4 // 3)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that an allocator had nothing left to give."""
+    # The allocator of the CPU has no error class of its own.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def require(needed: int, available: int | None, what: str) -> None:
     """Raises HappyHorseError naming ``what`` if ``needed`` bytes are more than there are."""
     if available is not None and needed > available:

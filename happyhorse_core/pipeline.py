@@ -2,7 +2,9 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from .audio_vae.load import load_oobleck
 from .audio_vae.resample import resample_fft
 from .checkpoint.roles import ASSUMED, BASE, DISTILLED, Role
 from .dit.load import TransformerFile, inspect_transformer, load_transformer
-from .dit.model import HappyHorseTransformer
+from .dit.parallel import check_ranks
+from .dit.ranks import transformer_on
 from .errors import CheckpointError, InputError
 from .geometry import FRAME_RATE, MIN_FRAMES, OUTPUT_SAMPLE_RATE, ClipShape
 from .media.image import fit_image
@@ -72,10 +75,21 @@ class Request:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and in what precision to compute."""
+    """Where and in what precision to compute.
+
+    The transformer's work is shared with the ``others``, by processes of their own; ``release`` then gives back what
+    memory of finished stages this process keeps to itself.
+    """
 
     device: torch.device
     dtype: torch.dtype
+    others: tuple[torch.device, ...] = ()
+    release: Callable[[], None] = lambda: None
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """All devices of the transformer."""
+        return self.device, *self.others
 
 
 def check_request(request: Request) -> None:
@@ -113,9 +127,9 @@ def generate(
     sound_latent = _encode_sound(request.sound, files, machine, report)
     first = _shape_of(request.shape, sound_latent)
     shape = target_shape(first, request.upscale)
-    _check_memory(file, first, machine)
+    _check_machine(file, first, machine)
     if sr_file is not None:
-        _check_memory(sr_file, shape, machine)
+        _check_machine(sr_file, shape, machine)
     with Mp4Writer(
         output,
         shape.width,
@@ -155,12 +169,14 @@ def _shape_of(shape: ClipShape, sound_latent: Tensor | None) -> ClipShape:
     return ClipShape(shape.width, shape.height, sound_latent.shape[2])
 
 
-def _check_memory(file: TransformerFile, shape: ClipShape, machine: Machine) -> None:
+def _check_machine(file: TransformerFile, shape: ClipShape, machine: Machine) -> None:
+    check_ranks(file.config, len(machine.devices))
     _, t, h, w = shape.video_latent
-    tokens = t * h * w // 4 + shape.frames
+    tokens = (t * h * w // 4 + shape.frames) // len(machine.devices)
     needed = weight_bytes(file.source.shapes, machine.dtype) + activation_bytes(tokens, file.config.hidden_size)
     what = f"{shape.pictures} frames of {shape.width} x {shape.height} with {file.source.path}"
-    require(needed, available_bytes(machine.device), what)
+    for device, ranks in Counter(machine.devices).items():
+        require(ranks * needed, available_bytes(device), what)
 
 
 def _settings(request: Request, first: ClipShape, shape: ClipShape, files: ModelFiles) -> dict[str, str | int | float]:
@@ -237,7 +253,6 @@ def _sample(
     machine: Machine,
     report: Report,
 ) -> tuple[Tensor, Tensor]:
-    model = load_transformer(file, dtype=machine.dtype, device=machine.device, progress=report("Load transformer", "B"))
     # On the CPU, so that a seed means the same clip whatever device computes it.
     draw = seeded_noise(torch.Generator("cpu").manual_seed(request.seed))
     video = draw(0, torch.empty(1, *shape.video_latent, device=machine.device))
@@ -249,22 +264,35 @@ def _sample(
     def solver() -> Solver:
         return UniPC(sigmas) if request.role.guided else DistilledSolver(sigmas, draw)
 
-    velocities = [_velocity(model, text, machine) for text in prompts]
-    return denoise(
-        guided(*velocities) if request.role.guided else velocities[0],
-        video,
-        audio,
-        sigmas,
-        solver(),
-        None if sound_latent is not None else solver(),
-        image_latent=image_latent,
-        progress=report("Denoise", "step"),
-    )
+    with _transformer(file, machine, report("Load transformer", "B")) as velocity:
+        velocities = [velocity(text) for text in prompts]
+        return denoise(
+            guided(*velocities) if request.role.guided else velocities[0],
+            video,
+            audio,
+            sigmas,
+            solver(),
+            None if sound_latent is not None else solver(),
+            image_latent=image_latent,
+            progress=report("Denoise", "step"),
+        )
 
 
-def _velocity(model: HappyHorseTransformer, text: Tensor, machine: Machine) -> Velocity:
-    text = text.to(machine.device)
-    return lambda video, audio, sigma: model(video, audio, text, compute_dtype=machine.dtype)
+@contextmanager
+def _transformer(file: TransformerFile, machine: Machine, progress: Progress) -> Iterator[Callable[[Tensor], Velocity]]:
+    """Loads a transformer; what it gives makes the velocity for a prompt's embedding, as long as the block lasts."""
+    if machine.others:
+        machine.release()
+        with transformer_on(file, machine.devices, machine.dtype, progress) as ranks:
+            yield ranks.velocity
+        return
+    model = load_transformer(file, dtype=machine.dtype, device=machine.device, progress=progress)
+
+    def velocity(text: Tensor) -> Velocity:
+        text = text.to(machine.device)
+        return lambda video, audio, sigma: model(video, audio, text, compute_dtype=machine.dtype)
+
+    yield velocity
 
 
 def _enlarge(
@@ -279,18 +307,17 @@ def _enlarge(
     report: Report,
 ) -> Tensor:
     """The clip's video latent at the size of ``shape``. A seed gives the noise that it gives in ComfyUI."""
-    progress = report("Load super-resolution", "B")
-    model = load_transformer(file, dtype=machine.dtype, device=machine.device, progress=progress)
     draw = seeded_noise(torch.Generator("cpu").manual_seed(request.seed))
     noise_video = draw(0, video.new_empty(1, *shape.video_latent))
     start = super_resolution.start(video, audio, (shape.width, shape.height), noise_video, draw(0, audio))
-    return super_resolution.upscale(
-        _velocity(model, prompt, machine),
-        *start,
-        steps=request.upscale.steps,
-        image_latent=image_latent,
-        progress=report("Enlarge", "step"),
-    )
+    with _transformer(file, machine, report("Load super-resolution", "B")) as velocity:
+        return super_resolution.upscale(
+            velocity(prompt),
+            *start,
+            steps=request.upscale.steps,
+            image_latent=image_latent,
+            progress=report("Enlarge", "step"),
+        )
 
 
 def _decode_sound(given: Tensor | None, audio: Tensor, files: ModelFiles, machine: Machine, report: Report) -> Tensor:

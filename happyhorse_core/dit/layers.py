@@ -77,10 +77,14 @@ class Attention(_Projecting):
         q, k, v, gate = self.project(self.linear_qkv, x, lengths).split(self.rows, dim=-1)
         q, k = self._rotated(q, self.q_norm, layout), self._rotated(k, self.k_norm, layout)
         v = self._heads(v).transpose(1, 2)
+        if layout.share is not None:
+            q, k, v = layout.share.to_heads(q, k, v)
         if radius is None:
             out = self.attend(q, k, v, options)
         else:
             out = local_attention(self.attend, q, k, v, layout, radius, options)
+        if layout.share is not None:
+            out = layout.share.to_tokens(out)
         return self.project(self.linear_proj, gated_heads(self._heads(out), gate, lengths), lengths)
 
     def _rotated(self, x: Tensor, norm: ModalityRMSNorm, layout: PackedLayout) -> Tensor:

@@ -6,9 +6,11 @@ Sequence order: video tokens (time, then height, then width), audio, text. Batch
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ..config import COORDS_BASE, PATCH, TransformerConfig
+from .parallel import Share, share_of
 from .rope import grid_angles, line_angles
 
 
@@ -16,7 +18,8 @@ from .rope import grid_angles, line_angles
 class PackedLayout:
     """Spans of the packed sequence and its rotary angles.
 
-    ``cos`` and ``sin`` are [S, 1, 3 * bands] float32, ready to broadcast over heads.
+    ``cos`` and ``sin`` are [S, 1, 3 * bands] float32, ready to broadcast over heads. Where the sequence is split over
+    processes, ``share`` is the part of this one, and ``cos`` and ``sin`` are those of its tokens alone.
     """
 
     frames: int
@@ -26,6 +29,7 @@ class PackedLayout:
     text: int
     cos: Tensor
     sin: Tensor
+    share: Share | None = None
 
     @property
     def tokens_per_frame(self) -> int:
@@ -37,12 +41,22 @@ class PackedLayout:
 
     @property
     def lengths(self) -> tuple[int, int, int]:
-        """Tokens of video, audio and text."""
-        return self.video, self.audio, self.text
+        """Tokens of video, audio and text that this process holds: all, unless the sequence is split."""
+        return (self.video, self.audio, self.text) if self.share is None else self.share.lengths
 
 
-def build_layout(config: TransformerConfig, video: Tensor, audio: Tensor, text: Tensor, bands: Tensor) -> PackedLayout:
-    """Layout of one call: video [B, C, T, H, W] in latent pixels, audio [B, C, A], text [B, L, C]."""
+def build_layout(
+    config: TransformerConfig,
+    video: Tensor,
+    audio: Tensor,
+    text: Tensor,
+    bands: Tensor,
+    group: "dist.ProcessGroup | None" = None,
+) -> PackedLayout:
+    """Layout of one call: video [B, C, T, H, W] in latent pixels, audio [B, C, A], text [B, L, C].
+
+    With a ``group`` its processes share the sequence; raises InputError if they can't share the heads.
+    """
     frames, height, width = video.shape[2], video.shape[3] // PATCH, video.shape[4] // PATCH
     sounds, words = audio.shape[2], text.shape[1]
     if config.coords_style == COORDS_BASE:
@@ -56,7 +70,11 @@ def build_layout(config: TransformerConfig, video: Tensor, audio: Tensor, text: 
             line_angles(words, text_ref, text_start, bands),
         ]
     ).unsqueeze(1)
-    return PackedLayout(frames, height, width, sounds, words, angles.cos(), angles.sin())
+    share = None
+    if group is not None:
+        share = share_of(config, (frames * height * width, sounds, words), group)
+        angles = angles[share.tokens]
+    return PackedLayout(frames, height, width, sounds, words, angles.cos(), angles.sin(), share)
 
 
 def patchify(video: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..config import TransformerConfig
+from ..config import AUDIO, VIDEO, TransformerConfig
 from ..errors import InputError
 from .layers import ModalityRMSNorm, TransformerLayer
 from .layout import PackedLayout, build_layout, patchify, unpatchify
@@ -99,18 +100,22 @@ class HappyHorseTransformer(nn.Module):
         options: dict[str, Any] | None = None,
         layer_hook: LayerHook | None = None,
         local_layers: Collection[int] | None = None,
+        group: "dist.ProcessGroup | None" = None,
     ) -> tuple[Tensor, Tensor]:
         """Velocities (noise - clean) of one batch, float32.
 
         video [B, 48, T, H, W] with even H and W, audio [B, 64, A], text [B, L, C] -> the first two shapes again.
         Batch items are independent sequences of equal lengths. ``options`` go to every attention call as they are.
         ``local_layers`` are those with local attention in this call, where it is not the checkpoint's own choice.
-        Raises InputError for shapes that don't fit the checkpoint or each other.
+        The processes of ``group`` share the work (see ``parallel``): each calls with the same inputs and gets the same
+        results; between layers, and so in a hook, it has the hidden states of its own tokens alone.
+        Raises InputError for shapes that don't fit the checkpoint or each other, or heads that can't be shared out.
         """
         self._check(video, audio, text)
         options = {} if options is None else options
-        layout = build_layout(self.config, video, audio, text, self.adapter.rope.bands.to(video.device))
-        x = self.adapter(patchify(video), audio.transpose(1, 2), text)
+        layout = build_layout(self.config, video, audio, text, self.adapter.rope.bands.to(video.device), group)
+        tokens = patchify(video), audio.transpose(1, 2), text
+        x = self.adapter(*(tokens if layout.share is None else layout.share.own(tokens)))
         for index, layer in enumerate(self.block.layers):
             radius = self.config.local_radius(index, local_layers)
             run = partial(layer, layout=layout, radius=radius, compute_dtype=compute_dtype, options=options)
@@ -119,8 +124,10 @@ class HappyHorseTransformer(nn.Module):
 
     def _read_out(self, x: Tensor, layout: PackedLayout) -> tuple[Tensor, Tensor]:
         video, audio, _ = x.split(layout.lengths, dim=1)
-        video = self.final_linear_video(self.final_norm_video(video, (layout.video,)))
-        audio = self.final_linear_audio(self.final_norm_audio(audio, (layout.audio,)))
+        video = self.final_linear_video(self.final_norm_video(video, (video.shape[1],)))
+        audio = self.final_linear_audio(self.final_norm_audio(audio, (audio.shape[1],)))
+        if layout.share is not None:
+            video, audio = layout.share.gather(video, VIDEO), layout.share.gather(audio, AUDIO)
         return unpatchify(video, layout), audio.transpose(1, 2)
 
     def _check(self, video: Tensor, audio: Tensor, text: Tensor) -> None:

@@ -1,0 +1,299 @@
+"""The transformer on several devices of this machine, a process for each; how they share the work is in ``parallel``.
+
+The processes only compute: they are sent latents and send velocities back, write nothing, and can be ended at any
+moment. This one waits for all of them at once, so that it notices when one fails or is killed, and is free to be
+stopped by Ctrl-C, which is kept away from them. They end with it, however it ends.
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import HappyHorseError, InputError
+from ..memory import is_out_of_memory
+from ..progress import Progress, silent
+from ..sampling.loop import Velocity
+from .load import TransformerFile, inspect_transformer, load_transformer
+from .model import HappyHorseTransformer
+from .parallel import check_ranks
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+LOOPBACK = {"linux": "lo", "darwin": "lo0"}
+STUCK = timedelta(minutes=30)
+"""After so long in one exchange a rank gives up on the others."""
+LAST_WORDS = 1.0
+"""Seconds in which a killed rank is noticed after another one failed for the loss of it."""
+GRACE = 10.0
+"""Seconds in which a rank that is done has to end."""
+
+Arrays = tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class _Post:
+    """What a rank is told when it starts."""
+
+    path: Path
+    role: str
+    dtype: torch.dtype
+    device: torch.device
+    rank: int
+    ranks: int
+    meeting: Path
+
+
+@dataclass(frozen=True)
+class _Loading:
+    """From a rank: so many bytes of its weights are read."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class _Result:
+    """From a rank: the weights are loaded, or the velocities, which the first one sends for all."""
+
+    arrays: Arrays = ()
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """From a rank, its last word. ``known`` says that the error is not the loss of another rank."""
+
+    error: Exception
+    known: bool
+
+
+def check_devices(devices: Sequence[torch.device]) -> None:
+    """Raises InputError for devices that can't work together: they are CUDA devices, or, to try it out, all ``cpu``."""
+    names = ",".join(map(str, devices))
+    kinds = {device.type for device in devices}
+    if len(kinds) != 1 or not kinds <= set(BACKENDS):
+        raise InputError(f"devices: found {names}, expected several of one kind, such as cuda:0,cuda:1.")
+    kind = kinds.pop()
+    if kind == "cuda" and len(set(devices)) < len(devices):
+        raise InputError(f"devices: found {names}, expected every CUDA device once, by its number.")
+    available = dist.is_available() and (dist.is_nccl_available() if kind == "cuda" else dist.is_gloo_available())
+    if not available:
+        raise InputError(
+            f"devices: found {names}, but this PyTorch lacks {BACKENDS[kind]}, which joins {kind} devices."
+        )
+
+
+@contextmanager
+def transformer_on(
+    file: TransformerFile, devices: Sequence[torch.device], dtype: torch.dtype, progress: Progress = silent
+) -> Iterator["Ranks"]:
+    """Loads a transformer onto every device; the processes that hold it end with the block.
+
+    ``progress`` counts the bytes of one copy. Raises InputError for devices or heads that can't be shared,
+    CheckpointError, MemoryError, HappyHorseError if a process is killed, and RuntimeError for any other failure in one.
+    """
+    check_devices(devices)
+    check_ranks(file.config, len(devices))
+    with TemporaryDirectory(prefix="happyhorse-") as folder:
+        ranks = Ranks(devices)
+        try:
+            ranks.start(file, dtype, Path(folder) / "meeting")
+            ranks.results(progress)
+            logger.info("Loaded the %s transformer onto %s", file.role.name, ", ".join(map(str, devices)))
+            yield ranks
+            ranks.finish()
+        finally:
+            ranks.kill()
+
+
+class Ranks:
+    """The processes and the pipes to them, in the order of the devices."""
+
+    def __init__(self, devices: Sequence[torch.device]) -> None:
+        self.devices = tuple(devices)
+        self.processes: list[multiprocessing.process.BaseProcess] = []
+        self.pipes: list[Connection] = []
+
+    def start(self, file: TransformerFile, dtype: torch.dtype, meeting: Path) -> None:
+        """Starts them; they read the weights on their own. ``meeting`` is a file, not there yet, to find each other."""
+        context = multiprocessing.get_context("spawn")
+        for rank, device in enumerate(self.devices):
+            post = _Post(file.source.path, file.role.name, dtype, device, rank, len(self.devices), meeting)
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(post, theirs), name=f"transformer on {device}", daemon=True)
+            with _interrupts_blocked():
+                process.start()
+            theirs.close()
+            self.processes.append(process)
+            self.pipes.append(ours)
+
+    def velocity(self, text: Tensor) -> Velocity:
+        """The velocities for a prompt's embedding [B, L, C], as ``HappyHorseTransformer.forward`` gives them."""
+        words = _array(text)
+
+        def velocity(video: Tensor, audio: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+            call = (_array(video), _array(audio), words)
+            for pipe in self.pipes:
+                # A rank that is gone is dealt with below, with those that it left behind.
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    pipe.send(call)
+            of_video, of_audio = (torch.from_numpy(array).to(video.device) for array in self.results()[0])
+            return of_video, of_audio
+
+        return velocity
+
+    def results(self, progress: Progress = silent) -> list[Arrays]:
+        """What every rank has to say, once all have said it. Raises as ``transformer_on`` does if one fails."""
+        results: dict[int, Arrays] = {}
+        loaded = [0] * len(self.pipes)
+        while len(results) < len(self.pipes):
+            waiting = {self.pipes[rank]: rank for rank in range(len(self.pipes)) if rank not in results}
+            ready = wait([*waiting, *(process.sentinel for process in self.processes)])
+            for pipe in (pipe for pipe in waiting if pipe in ready):
+                rank, message = waiting[pipe], _received(pipe)
+                if isinstance(message, _Loading):
+                    loaded[rank] = message.done
+                    progress(min(loaded), message.total)
+                elif isinstance(message, _Result):
+                    results[rank] = message.arrays
+                elif isinstance(message, _Failure):
+                    self._fail(message)
+            self._check_alive()
+        return [results[rank] for rank in range(len(self.pipes))]
+
+    def finish(self) -> None:
+        """Lets them end by themselves."""
+        for pipe in self.pipes:
+            with suppress(BrokenPipeError, ConnectionResetError):
+                pipe.send(None)
+        for process in self.processes:
+            process.join(GRACE)
+
+    def kill(self) -> None:
+        """Ends those that are still there, whatever they do."""
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join(GRACE)
+        for pipe in self.pipes:
+            pipe.close()
+
+    def _fail(self, failure: _Failure) -> None:
+        if not failure.known:
+            wait([process.sentinel for process in self.processes], LAST_WORDS)
+            self._check_alive()
+        raise failure.error
+
+    def _check_alive(self) -> None:
+        for process in self.processes:
+            if not process.is_alive():
+                raise HappyHorseError(f"the {process.name} {_end(process.exitcode)}")
+
+
+def _end(code: int) -> str:
+    if code < 0:
+        return (
+            f"was killed by signal {-code}: the system may have run out of memory. Use fewer devices or a smaller size."
+        )
+    return f"ended with status {code}; what it wrote above says why."
+
+
+def _received(pipe: Connection) -> _Loading | _Result | _Failure | None:
+    """The next message; None where the pipe ended, as it does when a rank is killed."""
+    with suppress(EOFError, ConnectionResetError):
+        return pipe.recv()
+    return None
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    # By value through the pipe: tensors in shared memory need more of it than containers have.
+    return tensor.detach().float().cpu().numpy()
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Processes started meanwhile never see Ctrl-C, which a terminal sends to all. Windows has no such thing."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# in the processes
+
+
+def _serve(post: _Post, pipe: Connection) -> None:
+    """What a rank does: loads, and then answers calls until there are no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        model = _load(post, pipe)
+        pipe.send(_Result())
+        while (call := pipe.recv()) is not None:
+            inputs = (torch.from_numpy(array).to(post.device) for array in call)
+            out = model(*inputs, compute_dtype=post.dtype, group=dist.group.WORLD)
+            pipe.send(_Result(tuple(map(_array, out)) if post.rank == 0 else ()))
+        dist.destroy_process_group()
+    except (EOFError, BrokenPipeError):
+        return
+    except (HappyHorseError, MemoryError, RuntimeError, OSError) as error:
+        pipe.send(_failure(error, post.device))
+        # The others wait for this one. If it ended now, they would fail as well, and their errors hide this one.
+        threading.Event().wait()
+
+
+def _load(post: _Post, pipe: Connection) -> HappyHorseTransformer:
+    if post.device.type == "cuda":
+        torch.cuda.set_device(post.device)
+    else:
+        torch.set_num_threads(max(1, torch.get_num_threads() // post.ranks))
+    if sys.platform in LOOPBACK:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[sys.platform])
+    dist.init_process_group(
+        BACKENDS[post.device.type],
+        store=dist.FileStore(str(post.meeting), post.ranks),
+        rank=post.rank,
+        world_size=post.ranks,
+        timeout=STUCK,
+    )
+    file = inspect_transformer(post.path, post.role)
+    return load_transformer(
+        file,
+        dtype=post.dtype,
+        device=post.device,
+        progress=lambda done, total: pipe.send(_Loading(done, total)),
+    )
+
+
+def _failure(error: Exception, device: torch.device) -> _Failure:
+    if isinstance(error, HappyHorseError):
+        return _Failure(error, known=True)
+    if is_out_of_memory(error):
+        return _Failure(MemoryError(f"{device}: {error}"), known=True)
+    text = "".join(traceback.format_exception(error))
+    return _Failure(RuntimeError(f"The transformer on {device} failed.\n{text}"), known=False)
+
+
+def _end_with_parent() -> None:
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
