@@ -36,6 +36,10 @@ class EventStream:
         self._socket.close()
         self._thread.join(5)
 
+    def send(self, kind: str, data: dict) -> None:
+        """Tells the server something, as the browser does with its ``feature_flags``."""
+        self._socket.send_text(json.dumps({"type": kind, "data": data}))
+
     def of_type(self, kind: str) -> list[dict]:
         """The data of all messages of one type so far."""
         with self._changed:
