@@ -3,7 +3,7 @@
 import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from PIL import Image
 from comfy_host import PACK_NAME, ComfyServer
 
 WIDTH, HEIGHT = 1600, 900
+THUMBNAIL = (790, 90, 1515, 815)
 FLAGS = (
     "--headless=new",
     "--no-sandbox",
@@ -177,6 +178,23 @@ class Editor:
         self.page.wait_for_function("document.querySelector('video').readyState >= 2")
         return video.evaluate("v => ({src: v.src, width: v.videoWidth, height: v.videoHeight, seconds: v.duration})")
 
+    def open_templates(self, names: Sequence[str]) -> dict[str, int]:
+        """Opens the pack's templates; returns the server's answers to requests for thumbnails, by file name."""
+        answers = {}
+        folder = f"/workflow_templates/{PACK_NAME}/"
+
+        def note(response: object) -> None:
+            if folder in response.url:
+                answers[response.url.partition(folder)[2]] = response.status
+
+        self.page.on("response", note)
+        self.page.get_by_role("button", name="Templates").first.click()
+        self.page.get_by_text(PACK_NAME).first.click()
+        for name in names:
+            self.page.get_by_text(name, exact=True).first.wait_for()
+        self.page.wait_for_load_state("networkidle")
+        return answers
+
     def open_help(self, kind: str) -> str:
         """The text of the help panel of the first node of a kind, opened by the button above it."""
         self.page.evaluate(CENTRE, kind)
@@ -191,6 +209,11 @@ class Editor:
         """Saves what is seen as a PNG of 256 colours, which is a third of the size."""
         with Image.open(io.BytesIO(self.page.screenshot())) as seen:
             reduce_colours(seen.convert("RGB")).save(path, optimize=True)
+
+    def thumbnail(self, path: Path) -> None:
+        """Saves the right-hand part of what is seen, where a workflow's prompt and result are, as a small JPEG."""
+        with Image.open(io.BytesIO(self.page.screenshot())) as seen:
+            seen.convert("RGB").crop(THUMBNAIL).resize((400, 400), Image.Resampling.LANCZOS).save(path, quality=80)
 
 
 def reduce_colours(picture: Image.Image) -> Image.Image:

@@ -15,7 +15,7 @@ from workflow_cases import NAMES, NOTES, api, canvas, put_files, small_values
 
 PICTURES = ROOT / "docs" / "images"
 WRITE_PICTURES = bool(os.environ.get("HAPPYHORSE_PICTURES"))
-LARGEST_PICTURE = 300_000
+LARGEST_PICTURE, LARGEST_THUMBNAIL = 300_000, 50_000
 RENDERERS = {"classic": False, "nodes_2": True}
 
 each_workflow = pytest.mark.parametrize("name", NAMES)
@@ -121,6 +121,12 @@ def test_run_shows_its_video_on_the_page(browser, server):
             editor.picture(PICTURES / "run_text_to_video.png")
 
 
+def test_templates_are_shown_with_their_thumbnails(browser, server):
+    with Editor(browser, server) as editor:
+        assert editor.open_templates(NAMES) == {f"{name}.jpg": 200 for name in NAMES}
+        assert not editor.problems
+
+
 def test_help_page_opens(browser, server):
     with Editor(browser, server, "text_to_video") as editor:
         text = editor.open_help("HappyHorseSampler")
@@ -148,6 +154,8 @@ def test_pictures_are_there_and_small(request):
         assert path.stat().st_size < LARGEST_PICTURE
         with Image.open(path) as picture:
             assert picture.size == (WIDTH, HEIGHT)
+    for name in NAMES:
+        assert (ROOT / "workflows" / f"{name}.jpg").stat().st_size < LARGEST_THUMBNAIL
 
 
 def write_pictures(browser, server) -> None:
@@ -155,3 +163,4 @@ def write_pictures(browser, server) -> None:
         with Editor(browser, server) as editor:
             editor.load(canvas(name), name)
             editor.picture(PICTURES / f"{name}.png")
+            editor.thumbnail(ROOT / "workflows" / f"{name}.jpg")
