@@ -173,7 +173,9 @@ def _check_machine(file: TransformerFile, shape: ClipShape, machine: Machine) ->
     check_ranks(file.config, len(machine.devices))
     _, t, h, w = shape.video_latent
     tokens = (t * h * w // 4 + shape.frames) // len(machine.devices)
-    needed = weight_bytes(file.source.shapes, machine.dtype) + activation_bytes(tokens, file.config.hidden_size)
+    needed = weight_bytes(file.source.shapes, machine.dtype) + activation_bytes(
+        tokens, file.config.hidden_size, machine.dtype.itemsize
+    )
     what = f"{shape.pictures} frames of {shape.width} x {shape.height} with {file.source.path}"
     for device, ranks in Counter(machine.devices).items():
         require(ranks * needed, available_bytes(device), what)

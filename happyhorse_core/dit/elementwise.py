@@ -16,8 +16,8 @@ CLAMP = 7.0
 
 CACHED_VALUES = 1 << 19
 """Float32 values of a block on a CPU: 2 MiB, about what one core has as second-level cache."""
-DEVICE_VALUES = 1 << 26
-"""On an accelerator: 256 MiB, large enough to hide what it takes to start a kernel."""
+DEVICE_VALUES = 1 << 24
+"""On an accelerator: 64 MiB, large enough to hide what it takes to start a kernel."""
 
 
 def blocks(x: Tensor, lengths: Sequence[int]) -> Iterator[tuple[int, slice]]:

@@ -4,6 +4,7 @@ The residual stream is float32. Linear layers and attention compute in ``compute
 gates and activations in float32. In outer layers every modality has weights of its own.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,6 +14,20 @@ from ..config import MODALITIES, TransformerConfig
 from .elementwise import activated, gated_heads, gelu7, rms_norm, rotated_heads, swiglu7
 from .layout import PackedLayout
 from .local_attention import local_attention
+
+MLP_TOKENS = 16_384
+"""Tokens that go through an MLP at once: its middle is more than five times as wide as the hidden size."""
+
+
+def token_parts(lengths: tuple[int, ...], count: int) -> list[tuple[slice, tuple[int, ...]]]:
+    """Cuts a sequence into ``count`` parts of almost equal length: where each stands, and its tokens per modality."""
+    total = sum(lengths)
+    edges = [total * n // count for n in range(count + 1)]
+    starts = [sum(lengths[:n]) for n in range(len(lengths) + 1)]
+    return [
+        (slice(a, b), tuple(max(0, min(b, end) - max(a, start)) for start, end in pairwise(starts)))
+        for a, b in pairwise(edges)
+    ]
 
 
 class ModalityRMSNorm(nn.Module):
@@ -112,9 +127,18 @@ class MLP(_Projecting):
 
     def forward(self, x: Tensor, layout: PackedLayout, compute_dtype: torch.dtype) -> Tensor:
         """[B, S, hidden] float32 -> [B, S, hidden] in ``compute_dtype``, to be added to the residual stream."""
-        lengths = layout.lengths
+        parts = token_parts(layout.lengths, -(-x.shape[0] * x.shape[1] // MLP_TOKENS))
+        if len(parts) == 1:
+            return self._run(x, layout.lengths, compute_dtype)
+        out = torch.empty(x.shape, dtype=compute_dtype, device=x.device)
+        for tokens, lengths in parts:
+            out[:, tokens] = self._run(x[:, tokens], lengths, compute_dtype)
+        return out
+
+    def _run(self, x: Tensor, lengths: tuple[int, ...], compute_dtype: torch.dtype) -> Tensor:
         x = self.project(self.up_gate_proj, self.pre_norm(x, lengths, compute_dtype), lengths)
-        return self.project(self.down_proj, activated(x, self.activation, self.width, lengths, compute_dtype), lengths)
+        x = activated(x, self.activation, self.width, lengths, compute_dtype)
+        return self.project(self.down_proj, x, lengths)
 
 
 class TransformerLayer(nn.Module):
@@ -140,4 +164,6 @@ class TransformerLayer(nn.Module):
         update = self.attention(x, layout, radius, compute_dtype, options)
         x = x + (self.attn_post_norm(update, layout.lengths) if self.post_norm else update)
         update = self.mlp(x, layout, compute_dtype)
-        return x + (self.mlp_post_norm(update, layout.lengths) if self.post_norm else update)
+        update = self.mlp_post_norm(update, layout.lengths) if self.post_norm else update
+        # The sum above is this layer's own, so without gradients to keep it for it may be written over.
+        return x + update if torch.is_grad_enabled() else x.add_(update)

@@ -21,6 +21,7 @@ from ...happyhorse_core import geometry
 from ...happyhorse_core.checkpoint.roles import Role
 from ...happyhorse_core.config import TransformerConfig
 from ...happyhorse_core.dit.model import HappyHorseTransformer
+from ...happyhorse_core.memory import activation_bytes
 from .latent_format import HappyHorseLatent
 from .ops import host_operations
 
@@ -29,9 +30,6 @@ PATCH_VALUES = geometry.VIDEO_CHANNELS * 4
 MAX_TEXT_TOKENS = 640
 LOCAL_LAYERS = "happyhorse_local_layers"
 """Key of ``transformer_options``: the layers with local attention, where it is not the checkpoint's own choice."""
-WORKING_BYTES = 100
-"""Peak working memory of a layer, per token and hidden channel. The gated feed-forward layer decides: 16/3 of the
-hidden size in the compute dtype, once more in float32, and its two halves with their products in float32."""
 
 
 class HostTransformer(HappyHorseTransformer):
@@ -220,8 +218,10 @@ class HappyHorseModel(comfy.model_base.BaseModel):
 
     def memory_required(self, input_shape: Sequence[int], cond_shapes: dict[str, Any] | None = None) -> float:
         """Bytes of working memory for one call. The shape is the packed [B, 1, N] or, unpacked, [B, 48, T, H, W]."""
-        tokens = input_shape[0] * (math.prod(input_shape[1:]) / PATCH_VALUES + MAX_TEXT_TOKENS)
-        return tokens * self.model_config.transformer.hidden_size * WORKING_BYTES
+        tokens = input_shape[0] * (math.prod(input_shape[1:]) // PATCH_VALUES + MAX_TEXT_TOKENS)
+        compute = self.manual_cast_dtype if self.manual_cast_dtype is not None else self.get_dtype()
+        itemsize = compute.itemsize if compute in self.model_config.supported_inference_dtypes else 2
+        return activation_bytes(tokens, self.model_config.transformer.hidden_size, itemsize)
 
 
 class HappyHorseConfig(comfy.supported_models_base.BASE):

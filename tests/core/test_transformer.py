@@ -167,8 +167,10 @@ def test_block_size_does_not_change_the_result(
     model = build(config, weights, torch.float32)
     whole = model(*inputs(), compute_dtype=torch.float32)
     monkeypatch.setattr("happyhorse_core.dit.elementwise.CACHED_VALUES", 1)
+    monkeypatch.setattr("happyhorse_core.dit.layers.MLP_TOKENS", 10)
     for found, expected in zip(model(*inputs(), compute_dtype=torch.float32), whole, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        # Products of fewer rows may sum in another order.
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_reach_every_weight(config: TransformerConfig, weights: dict[str, Tensor]) -> None:
