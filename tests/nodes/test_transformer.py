@@ -15,6 +15,7 @@ from comfy.patcher_extension import WrappersMP
 from happyhorse_pack.happyhorse_core.checkpoint.detect import detect_transformer
 from happyhorse_pack.happyhorse_core.checkpoint.roles import DISTILLED, SR_540P
 from happyhorse_pack.happyhorse_core.checkpoint.source import open_source
+from happyhorse_pack.happyhorse_core.memory import activation_bytes
 from happyhorse_pack.nodes.host import load
 from happyhorse_pack.nodes.host.diffusion import HappyHorseConfig
 from safetensors import safe_open
@@ -246,7 +247,10 @@ def test_roles_decide_positions():
 def test_memory_grows_with_tokens_and_is_the_same_for_both_forms_of_a_shape():
     model = tiny.model().model
     assert model.memory_required([1, 1, 48 * 3 * 4 * 6]) == model.memory_required([1, 48, 3, 4, 6])
-    assert model.memory_required([2, 1, 48 * 3 * 4 * 6]) == 2 * model.memory_required([1, 1, 48 * 3 * 4 * 6])
+    tokens, hidden = 3 * 2 * 3 + 640, model.model_config.transformer.hidden_size
+    for batch in (1, 2, 40):
+        asked = model.memory_required([batch, 1, 48 * 3 * 4 * 6])
+        assert asked == activation_bytes(batch * tokens, hidden, model.get_dtype().itemsize)
     assert model.memory_required([1, 1, 48000]) > model.memory_required([1, 1, 4800])
 
 
