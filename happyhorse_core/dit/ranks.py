@@ -258,6 +258,8 @@ def _serve(post: _Post, pipe: Connection) -> None:
         return
     except (HappyHorseError, MemoryError, RuntimeError, OSError) as error:
         pipe.send(_failure(error, post.device))
+        # Nothing more is read, and whoever is still writing has to know.
+        pipe.close()
         # The others wait for this one. If it ended now, they would fail as well, and their errors hide this one.
         threading.Event().wait()
 

@@ -1,0 +1,326 @@
+"""One sequence over several processes: the same velocities as one process, and all processes ended however it goes.
+
+Real processes, joined by gloo over the loopback device, which are killed, stopped and starved for real.
+"""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from parallel_cases import CASES, EVEN, RANKS, compute
+from safetensors.torch import load_file
+from torch import Tensor
+
+from happyhorse_core.cli import main
+from happyhorse_core.dit.load import TransformerFile, inspect_transformer, load_transformer
+from happyhorse_core.dit.parallel import check_ranks, share_table
+from happyhorse_core.dit.ranks import Ranks, check_devices, transformer_on
+from happyhorse_core.errors import CheckpointError, HappyHorseError, InputError
+from tools.make_tiny_checkpoints import write_stack, write_transformer
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 60
+TWO = (torch.device("cpu"), torch.device("cpu"))
+METHOD = "forkserver" if hasattr(os, "fork") else "spawn"
+
+
+@pytest.fixture(autouse=True)
+def patience() -> Iterator[None]:
+    """Ends the processes of a test that waits for them in vain, so that it fails."""
+    timer = threading.Timer(PATIENCE, lambda: [process.kill() for process in multiprocessing.active_children()])
+    timer.daemon = True
+    timer.start()
+    yield
+    timer.cancel()
+
+
+def same(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+# shares
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("lengths", [(18, 9, 7), (1, 1, 1), (5, 0, 64), (3, 40, 1), (65_280, 126, 211)])
+def test_ranks_hold_neighbouring_tokens_as_evenly_as_can_be(lengths: tuple[int, ...], ranks: int) -> None:
+    modalities = np.repeat([0, 1, 2], lengths)
+    expected = [tuple(np.bincount(part, minlength=3)) for part in np.array_split(modalities, ranks)]
+    assert list(share_table(lengths, ranks)) == expected
+
+
+# the same velocities
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+    """What each of the processes got in all cases."""
+    folder = tmp_path_factory.mktemp("ranks")
+    context = multiprocessing.get_context(METHOD)
+    context.set_forkserver_preload(["parallel_cases"])
+    processes = [context.Process(target=compute, args=(rank, folder), daemon=True) for rank in range(RANKS)]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + 2 * PATIENCE
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [0] * RANKS
+    return [load_file(folder / f"{rank}.safetensors") for rank in range(RANKS)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_rank_gets_what_one_process_gets(computed: list[dict[str, Tensor]], name: str) -> None:
+    video, audio = CASES[name].outputs()
+    for rank in range(CASES[name].ranks):
+        same(computed[rank][f"{name} video"], video)
+        same(computed[rank][f"{name} audio"], audio)
+
+
+def test_as_many_bytes_are_sent_as_the_description_says(computed: list[dict[str, Tensor]]) -> None:
+    config = EVEN.model().config
+    tokens, ranks, size = 3 * 6 + 9 + 9, 2, EVEN.dtype.itemsize
+    heads = 2 * config.num_heads + 2 * config.num_kv_heads
+    layer = EVEN.batch * tokens // ranks * (ranks - 1) / ranks * heads * config.head_dim * size
+    assert [int(saved["bytes sent"]) for saved in computed[:2]] == [layer * config.num_layers] * 2
+
+
+# the processes of the pipeline
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> TransformerFile:
+    write_transformer(tmp_path / "distill", "distill", 0)
+    return inspect_transformer(tmp_path / "distill")
+
+
+def latents(height: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    shapes = (1, 48, 3, height, 6), (1, 64, 9), (1, 7, 24)
+    video, audio, text = (torch.randn(shape, generator=generator) for shape in shapes)
+    return video, audio, text
+
+
+def all_ended(ranks: Ranks) -> bool:
+    return len(ranks.processes) == 2 and not any(process.is_alive() for process in ranks.processes)
+
+
+def test_two_processes_answer_as_one_model_and_pass_errors_on(file: TransformerFile) -> None:
+    video, audio, text = latents()
+    model = load_transformer(file, dtype=torch.float32)
+    read: list[tuple[int, int]] = []
+    with transformer_on(file, TWO, torch.float32, lambda done, total: read.append((done, total))) as ranks:
+        for words in (text, text[:, :4], text):
+            found = ranks.velocity(words)(video, audio, 0.5)
+            for one, other in zip(found, model(video, audio, words, compute_dtype=torch.float32), strict=True):
+                same(one, other)
+        assert not all_ended(ranks)
+    assert all_ended(ranks)
+    assert [process.exitcode for process in ranks.processes] == [0, 0]
+    assert read == sorted(read) and read[-1][0] == read[-1][1] > 2**20
+
+
+def test_an_error_of_a_call_comes_from_it_and_ends_all(file: TransformerFile) -> None:
+    _, audio, text = latents()
+    with pytest.raises(InputError, match="even sides"), transformer_on(file, TWO, torch.float32) as ranks:
+        ranks.velocity(text)(latents(height=5)[0], audio, 0.5)
+    assert all_ended(ranks)
+
+
+def test_weights_that_go_away_are_named(file: TransformerFile) -> None:
+    shard = sorted(file.source.path.glob("*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=shard.name), transformer_on(file, TWO, torch.float32):
+        raise AssertionError("loaded without a shard")
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="stops a process by a signal")
+def test_a_rank_that_is_killed_while_the_other_waits_for_it_is_named(file: TransformerFile) -> None:
+    video, audio, text = latents()
+    with pytest.raises(HappyHorseError, match="killed by signal 9"), transformer_on(file, TWO, torch.float32) as ranks:
+        ranks.velocity(text)(video, audio, 0.5)
+        victim = ranks.processes[1].pid
+        os.kill(victim, signal.SIGSTOP)
+        threading.Timer(0.5, os.kill, (victim, signal.SIGKILL)).start()
+        start = time.monotonic()
+        ranks.velocity(text)(video, audio, 0.5)
+    assert time.monotonic() - start < PATIENCE / 2
+    assert all_ended(ranks)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of another process")
+@pytest.mark.parametrize("spare", [2**20, 2**26], ids=["to receive", "to compute"])
+def test_a_rank_that_lacks_memory_says_so(file: TransformerFile, spare: int) -> None:
+    import resource
+
+    video, audio, _ = latents()
+    text = torch.zeros(1, 300_000, 24)
+    with pytest.raises(MemoryError, match="cpu"), transformer_on(file, TWO, torch.float32) as ranks:
+        for process in ranks.processes:
+            pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[0])
+            limit = pages * resource.getpagesize() + spare
+            resource.prlimit(process.pid, resource.RLIMIT_AS, (limit, limit))
+        ranks.velocity(text)(video, audio, 0.5)
+    assert all_ended(ranks)
+
+
+BAD_DEVICES = {
+    "cpu,cuda:0": "of one kind",
+    "meta,meta": "of one kind",
+    "cuda:0,cuda:0": "every CUDA device once",
+}
+
+
+@pytest.mark.parametrize("names", BAD_DEVICES)
+def test_devices_that_can_not_work_together_are_named(names: str) -> None:
+    with pytest.raises(InputError, match=BAD_DEVICES[names]) as error:
+        check_devices([torch.device(name) for name in names.split(",")])
+    assert names in str(error.value)
+
+
+def test_heads_that_can_not_be_shared_out_are_counted() -> None:
+    config = CASES["4 ranks"].model().config
+    for ranks in (1, 2, 4):
+        check_ranks(config, ranks)
+    for ranks in (3, 5, 8):
+        with pytest.raises(InputError, match=f"found {ranks}, expected 1 or 2 or 4.* 8 query heads and 4 key-value"):
+            check_ranks(config, ranks)
+
+
+# the command
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    write_stack(folder, "released", 0)
+    return folder
+
+
+def arguments(models: Path, output: Path, *more: str) -> list[str]:
+    return ["generate", "--models", str(models), "--prompt", "A horse.", "--seed", "7", "--output", str(output), *more]
+
+
+def pictures(path: Path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]).astype(int)
+
+
+def test_two_devices_make_the_clip_of_one(models: Path, tmp_path: Path) -> None:
+    settings = ("--size", "64x96", "--seconds", "0.3", "--dtype", "float32", "--upscale", "96x128")
+    for name, devices in (("one", ("--device", "cpu")), ("two", ("--devices", "cpu,cpu"))):
+        assert main(arguments(models, tmp_path / f"{name}.mp4", *settings, *devices)) == 0
+    one, two = (pictures(tmp_path / f"{name}.mp4") for name in ("one", "two"))
+    assert one.shape == two.shape == (9, 128, 96, 3)
+    assert one.std() > 1
+    assert abs(one - two).mean() < 0.1, "the encoder of the mp4 may round another way"
+
+
+REFUSED = {
+    "cpu,cpu,cpu": "found 3, expected 1 or 2",
+    "cpu,": "--devices: found ''",
+    "cpu,toaster": "--devices: found 'toaster'",
+    "cpu,meta": "of one kind",
+}
+
+
+@pytest.mark.parametrize("devices", REFUSED)
+def test_devices_that_can_not_be_used_are_named_first(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], devices: str
+) -> None:
+    assert main(arguments(models, tmp_path / "clip.mp4", "--seconds", "0.3", "--devices", devices)) == 1
+    error = capsys.readouterr().err
+    assert REFUSED[devices] in error
+    assert "Load" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_why_a_device_can_not_be_used_fits_a_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    if torch.backends.mps.is_available():
+        pytest.skip("this machine has the device that others lack")
+    assert main(arguments(tmp_path, tmp_path / "clip.mp4", "--device", "mps")) == 1
+    error = capsys.readouterr().err
+    assert "--device: found 'mps'" in error
+    assert error.count("\n") == 1 and len(error) < 300
+
+
+def interrupt_all(process: subprocess.Popen, ranks: list[int]) -> None:
+    """What a terminal does on Ctrl-C."""
+    os.killpg(process.pid, signal.SIGINT)
+
+
+def kill(process: subprocess.Popen, ranks: list[int]) -> None:
+    process.kill()
+
+
+def kill_rank(process: subprocess.Popen, ranks: list[int]) -> None:
+    os.kill(ranks[-1], signal.SIGKILL)
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    """The processes that hold the transformer, without the helper of Python's that looks after them."""
+    pids = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    return [pid for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def still_there(pids: list[int]) -> list[int]:
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.parametrize(
+    ("end", "stage", "status", "said"),
+    [
+        (interrupt_all, "Load transformer", 130, "nothing was written"),
+        (interrupt_all, "Denoise", 130, "nothing was written"),
+        (kill_rank, "Denoise", 1, "error: the transformer on cpu was killed by signal 9"),
+        (kill, "Denoise", -signal.SIGKILL, ""),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_all_processes_end_together(
+    models: Path,
+    tmp_path: Path,
+    end: Callable[[subprocess.Popen, list[int]], None],
+    stage: str,
+    status: int,
+    said: str,
+) -> None:
+    output = tmp_path / "clip.mp4"
+    output.write_bytes(b"an older clip")
+    settings = ("--seconds", "12", "--size", "192x192", "--steps", "50", "--devices", "cpu,cpu")
+    command = [sys.executable, "-m", "happyhorse_core", *arguments(models, output, *settings)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, start_new_session=True)
+    seen, deadline = b"", time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and not (stage.encode() in seen and len(children(process)) == 2):
+        os.set_blocking(process.stderr.fileno(), False)
+        seen += process.stderr.read(4096) or b""
+        time.sleep(0.01)
+    os.set_blocking(process.stderr.fileno(), True)
+    ranks = children(process)
+    assert len(ranks) == 2, seen.decode()
+    end(process, ranks)
+    error = process.communicate(timeout=PATIENCE)[1].decode()
+    while still_there(ranks) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not still_there(ranks)
+    assert process.returncode == status, error
+    assert said in error
+    assert "Traceback" not in error
+    assert output.read_bytes() == b"an older clip"
+    if end is not kill:
+        assert list(tmp_path.iterdir()) == [output]
