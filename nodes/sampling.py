@@ -8,6 +8,7 @@ import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
+import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
@@ -79,7 +80,11 @@ class HappyHorseSampler(io.ComfyNode):
 def as_pair(model: ModelPatcher, latent: dict) -> dict:
     """A latent that is certainly video and audio. Empty ones of other nodes are brought to it, as core samplers do."""
     ratios = (latent.get("downscale_ratio_spacial"), latent.get("downscale_ratio_temporal"))
-    fitted = {**latent, "samples": comfy.sample.fix_empty_latent_channels(model, latent["samples"], *ratios)}
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], *ratios)
+    if not samples.is_nested and torch.count_nonzero(samples) == 0:
+        # ComfyUI 0.33.0 fits size and channels only; later versions ask the latent format for the rest themselves.
+        samples = model.get_model_object("latent_format").fix_empty_latent(samples)
+    fitted = {**latent, "samples": samples}
     checks.streams_of(fitted)
     return fitted
 

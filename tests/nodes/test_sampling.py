@@ -196,19 +196,6 @@ def test_constant_guidance_of_the_host_equals_guided_velocities():
     torch.testing.assert_close(audio, expected[1], atol=1e-3, rtol=0)
 
 
-def test_core_ksampler_takes_an_empty_latent_of_another_node():
-    from comfy_extras.nodes_hunyuan import EmptyHunyuanLatentVideo
-
-    import nodes
-
-    latent = EmptyHunyuanLatentVideo.execute(96, 64, 9, 1).args[0]
-    text = tiny.positive()
-    out = nodes.KSampler().sample(tiny.model(), 1, 2, 1.0, "lcm", "simple", text, text, latent)[0]
-    video, audio = tiny.streams(out)
-    assert list(video.shape) == [1, 48, 3, 4, 6]
-    assert list(audio.shape) == [1, 64, 9]
-
-
 def test_context_windows_take_the_sound_of_their_frames():
     model = tiny.model().model
     shapes = [[1, 48, 5, 4, 6], [1, 64, 17]]
