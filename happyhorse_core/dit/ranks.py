@@ -148,15 +148,18 @@ class Ranks:
         words = _array(text)
 
         def velocity(video: Tensor, audio: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-            call = (_array(video), _array(audio), words)
-            for pipe in self.pipes:
-                # A rank that is gone is dealt with below, with those that it left behind.
-                with suppress(BrokenPipeError, ConnectionResetError):
-                    pipe.send(call)
+            self.send((_array(video), _array(audio), words))
             of_video, of_audio = (torch.from_numpy(array).to(video.device) for array in self.results()[0])
             return of_video, of_audio
 
         return velocity
+
+    def send(self, call: Arrays | None) -> None:
+        """Sends every rank the inputs of a call, or that there will be no more."""
+        for pipe in self.pipes:
+            # One that is gone, or has failed, is dealt with in ``results``, together with those that it left behind.
+            with suppress(BrokenPipeError, ConnectionResetError):
+                pipe.send(call)
 
     def results(self, progress: Progress = silent) -> list[Arrays]:
         """What every rank has to say, once all have said it. Raises as ``transformer_on`` does if one fails."""
@@ -179,9 +182,7 @@ class Ranks:
 
     def finish(self) -> None:
         """Lets them end by themselves."""
-        for pipe in self.pipes:
-            with suppress(BrokenPipeError, ConnectionResetError):
-                pipe.send(None)
+        self.send(None)
         for process in self.processes:
             process.join(GRACE)
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from happyhorse_core.cli import main
 from happyhorse_core.dit.load import TransformerFile, inspect_transformer, load_transformer
 from happyhorse_core.dit.parallel import check_ranks, share_table
-from happyhorse_core.dit.ranks import Ranks, check_devices, transformer_on
+from happyhorse_core.dit.ranks import Ranks, _Failure, check_devices, transformer_on
 from happyhorse_core.errors import CheckpointError, HappyHorseError, InputError
 from tools.make_tiny_checkpoints import write_stack, write_transformer
 
@@ -36,12 +36,20 @@ METHOD = "forkserver" if hasattr(os, "fork") else "spawn"
 
 @pytest.fixture(autouse=True)
 def patience() -> Iterator[None]:
-    """Ends the processes of a test that waits for them in vain, so that it fails."""
-    timer = threading.Timer(PATIENCE, lambda: [process.kill() for process in multiprocessing.active_children()])
+    """Fails a test that waits for its processes in vain, by ending them."""
+    expired = threading.Event()
+
+    def end() -> None:
+        expired.set()
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    timer = threading.Timer(PATIENCE, end)
     timer.daemon = True
     timer.start()
     yield
     timer.cancel()
+    assert not expired.is_set()
 
 
 def same(found: Tensor, expected: Tensor) -> None:
@@ -129,7 +137,8 @@ def test_two_processes_answer_as_one_model_and_pass_errors_on(file: TransformerF
         assert not all_ended(ranks)
     assert all_ended(ranks)
     assert [process.exitcode for process in ranks.processes] == [0, 0]
-    assert read == sorted(read) and read[-1][0] == read[-1][1] > 2**20
+    assert read == sorted(read) and read[-1][1] > 2**20
+    assert [done == total for done, total in read].index(True) == len(read) - 1, "done once the slower one is"
 
 
 def test_an_error_of_a_call_comes_from_it_and_ends_all(file: TransformerFile) -> None:
@@ -147,6 +156,24 @@ def test_weights_that_go_away_are_named(file: TransformerFile) -> None:
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="sends a signal to one process")
+def test_ctrl_c_goes_past_the_ranks_from_their_start(file: TransformerFile) -> None:
+    video, audio, text = latents()
+    sent = []
+
+    def interrupt() -> None:
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, signal.SIGINT)
+            sent.append(process.pid)
+
+    threading.Timer(0.5, interrupt).start()
+    with transformer_on(file, TWO, torch.float32) as ranks:
+        interrupt()
+        time.sleep(0.2)
+        ranks.velocity(text)(video, audio, 0.5)
+    assert len(sent) == 4, "while they load and again when they have"
+
+
 @pytest.mark.skipif(os.name == "nt", reason="stops a process by a signal")
 def test_a_rank_that_is_killed_while_the_other_waits_for_it_is_named(file: TransformerFile) -> None:
     video, audio, text = latents()
@@ -161,20 +188,48 @@ def test_a_rank_that_is_killed_while_the_other_waits_for_it_is_named(file: Trans
     assert all_ended(ranks)
 
 
+def test_a_death_explains_the_error_that_came_before_the_news_of_it() -> None:
+    ranks = Ranks(TWO[:1])
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context(METHOD).Process(target=time.sleep, args=(PATIENCE,), daemon=True)
+    process.start()
+    ranks.pipes, ranks.processes = [ours], [process]
+    theirs.send(_Failure(RuntimeError("connection closed by peer"), known=False))
+    threading.Timer(0.3, process.kill).start()
+    with pytest.raises(HappyHorseError, match="killed by signal 9"):
+        ranks.results()
+
+
+def starve(process: multiprocessing.process.BaseProcess, spare: int) -> None:
+    """Leaves a process so many bytes of address space beside what it has."""
+    import resource
+
+    pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + spare
+    resource.prlimit(process.pid, resource.RLIMIT_AS, (limit, limit))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of another process")
 @pytest.mark.parametrize("spare", [2**20, 2**26], ids=["to receive", "to compute"])
 def test_a_rank_that_lacks_memory_says_so(file: TransformerFile, spare: int) -> None:
-    import resource
-
     video, audio, _ = latents()
     text = torch.zeros(1, 300_000, 24)
     with pytest.raises(MemoryError, match="cpu"), transformer_on(file, TWO, torch.float32) as ranks:
         for process in ranks.processes:
-            pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[0])
-            limit = pages * resource.getpagesize() + spare
-            resource.prlimit(process.pid, resource.RLIMIT_AS, (limit, limit))
+            starve(process, spare)
         ranks.velocity(text)(video, audio, 0.5)
     assert all_ended(ranks)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of another process")
+def test_the_first_error_is_told_though_nobody_listens_at_once(file: TransformerFile) -> None:
+    video, audio, _ = latents()
+    call = video.numpy(), audio.numpy(), np.zeros((1, 20_000, 24), np.float32)
+    with pytest.raises(MemoryError, match="cpu"), transformer_on(file, TWO, torch.float32) as ranks:
+        starve(ranks.processes[1], 2**21)
+        ranks.send(call)
+        time.sleep(1.5)
+        ranks.results()
 
 
 BAD_DEVICES = {
