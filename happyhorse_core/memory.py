@@ -10,7 +10,9 @@ from .dit.layers import MLP_TOKENS
 from .errors import HappyHorseError
 
 BLOCK_BYTES = 200 * 2**20
-"""Float32 blocks between the products."""
+"""Float32 blocks between the products, where a sequence has more than a block of them."""
+BLOCK_COPIES = 64
+"""Bytes per token and hidden channel of such a block and its copies."""
 MEMINFO = Path("/proc/meminfo")
 
 
@@ -39,7 +41,7 @@ def activation_bytes(tokens: int, hidden: int, itemsize: int = 2) -> int:
     part = tokens / -(-tokens // MLP_TOKENS)
     attention = tokens * (6 + 6.7 * itemsize)
     mlp = tokens * (8 + itemsize) + part * 9.5 * itemsize
-    return int(hidden * max(attention, mlp)) + BLOCK_BYTES
+    return int(hidden * max(attention, mlp)) + min(BLOCK_BYTES, int(part * hidden * BLOCK_COPIES))
 
 
 def is_out_of_memory(error: Exception) -> bool:

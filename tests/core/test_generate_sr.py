@@ -5,11 +5,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_generate import PROMPT, photograph, probe, tone
 
 from happyhorse_core import memory
 from happyhorse_core.cli import main
+from happyhorse_core.media.video_file import Mp4Writer
 from happyhorse_core.video_vae.turbo_decoder import TurboDecoder
 from tools.make_tiny_checkpoints import write_stack
 
@@ -161,7 +163,13 @@ def test_little_memory_makes_tiles_and_the_same_clip(
 ) -> None:
     """35 MB are enough for the tiny transformer, and not for a window of 640 x 64 pixels at once."""
     settings = {"size": "640x64", "seconds": 0.2, "dtype": "float32"}
+    frames: list[np.ndarray] = []
+    write = Mp4Writer.add_frames
+    # What is compared is what the encoder gets: it is not lossless.
+    monkeypatch.setattr(Mp4Writer, "add_frames", lambda self, part: frames.append(part.copy()) or write(self, part))
     assert generate(tmp_path / "whole.mp4", **settings) == 0
+    whole = np.concatenate(frames).astype(int)
+    frames.clear()
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 99999999 kB\nMemAvailable: 35000 kB\n")
     monkeypatch.setattr(memory, "MEMINFO", meminfo)
@@ -174,6 +182,6 @@ def test_little_memory_makes_tiles_and_the_same_clip(
     )
     assert generate(tmp_path / "tiles.mp4", **settings) == 0
     assert len(widths) == 2 and max(widths) <= 32
-    whole, tiles = (probe(tmp_path / f"{name}.mp4")[0].astype(int) for name in ("whole", "tiles"))
+    tiles = np.concatenate(frames).astype(int)
     assert whole.shape == tiles.shape == (5, 64, 640, 3)
-    assert abs(whole - tiles).max() <= 4, "the encoder of the mp4 may round another way"
+    assert abs(whole - tiles).max() <= 1
