@@ -90,7 +90,7 @@ def timed_row(
 
 def local_row(device: torch.device, repeats: int, quick: bool) -> Row:
     """Local attention beside the share of dense attention that its windows cover."""
-    size = Size(640, 1, 64, 64, 32, 7) if quick else Size(1280, 1, 448, 256, 32)
+    size = Size(640, 1, 64, 64, 32, 7) if quick else Size(256, 1, 1280, 736, 32)
     run, dense, share = stages.local(size, RADIUS, torch.bfloat16, device)
     timing = measure_pair(run, dense, device, repeats, share)
     return row(f"local attention, 32 frames, window {RADIUS}, share {share:.3f}", torch.bfloat16, size.tokens, timing)
