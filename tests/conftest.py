@@ -34,6 +34,8 @@ def pytest_configure(config):
     config.pluginmanager.register(PlainPackRoot, "plain-pack-root")
     # A run that is told to end has to end the servers that it started, as one that is interrupted does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # In a shell's background SIGINT comes ignored and would stay so in the programs that the tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header():

@@ -14,17 +14,9 @@ from convert_helpers import checksums, community_float8, saved, split_layout, te
 from happyhorse_core.convert.part_file import PartFile, part_of
 from happyhorse_core.convert.run import convert
 from happyhorse_core.errors import CheckpointError, HappyHorseError, InputError, OutputError
-from tools.make_tiny_checkpoints import write_stack
 
 WEIGHT = "block.layers.2.mlp.down_proj.weight"
 NORM = "block.layers.3.attention.pre_norm.weight"
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    write_stack(folder, "released", 0)
-    return folder
 
 
 @pytest.fixture

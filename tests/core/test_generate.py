@@ -18,17 +18,9 @@ from PIL import Image
 
 from happyhorse_core.cli import main, parse_size
 from happyhorse_core.errors import InputError
-from tools.make_tiny_checkpoints import write_stack
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "A brown horse gallops along a beach at dawn."
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    write_stack(folder, "released", 0)
-    return folder
 
 
 @pytest.fixture

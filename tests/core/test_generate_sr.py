@@ -13,14 +13,6 @@ from happyhorse_core import memory
 from happyhorse_core.cli import main
 from happyhorse_core.media.video_file import Mp4Writer
 from happyhorse_core.video_vae.turbo_decoder import TurboDecoder
-from tools.make_tiny_checkpoints import write_stack
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    write_stack(folder, "released", 0)
-    return folder
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from happyhorse_core.dit.load import TransformerFile, inspect_transformer, load_
 from happyhorse_core.dit.parallel import check_ranks, share_table
 from happyhorse_core.dit.ranks import Ranks, _Failure, check_devices, transformer_on
 from happyhorse_core.errors import CheckpointError, HappyHorseError, InputError
-from tools.make_tiny_checkpoints import write_stack, write_transformer
+from tools.make_tiny_checkpoints import write_transformer
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60
@@ -256,13 +256,6 @@ def test_heads_that_can_not_be_shared_out_are_counted() -> None:
 
 
 # the command
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    write_stack(folder, "released", 0)
-    return folder
 
 
 def arguments(models: Path, output: Path, *more: str) -> list[str]:
