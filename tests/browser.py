@@ -195,14 +195,18 @@ class Editor:
         self.page.wait_for_load_state("networkidle")
         return answers
 
-    def open_help(self, kind: str) -> str:
-        """The text of the help panel of the first node of a kind, opened by the button above it."""
+    def open_help(self, kind: str, *said: str) -> str:
+        """The text of the help panel of the first node of a kind, opened by the button above it, once it says all.
+
+        The panel is there before its page has come from the server.
+        """
         self.page.evaluate(CENTRE, kind)
         self.page.evaluate(SELECT, kind)
         self.settle()
         self.page.get_by_test_id("info-button").click()
         panel = self.page.locator(".node-help-content")
-        panel.wait_for()
+        for text in said:
+            panel.filter(has_text=text).wait_for()
         return panel.inner_text()
 
     def picture(self, path: Path) -> None:

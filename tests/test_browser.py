@@ -129,8 +129,9 @@ def test_templates_are_shown_with_their_thumbnails(browser, server):
 
 def test_help_page_opens(browser, server):
     with Editor(browser, server, "text_to_video") as editor:
-        text = editor.open_help("HappyHorseSampler")
-        assert "Makes a clip with the distilled model" in text and "Spoken languages: Mandarin" in text
+        expected = ("Makes a clip with the distilled model", "Spoken languages: Mandarin")
+        text = editor.open_help("HappyHorseSampler", *expected)
+        assert all(part in text for part in expected)
 
 
 def test_editor_in_chinese_shows_chinese_nodes(browser, server):
