@@ -20,14 +20,14 @@ import torch
 from torch import nn
 
 from benchmarks.floor import synchronised, timed
-from benchmarks.stages import SHAPES, Size
+from benchmarks.stages import SHAPES, Size, released_decoder
 from happyhorse_core.checkpoint.detect import detect_transformer
 from happyhorse_core.checkpoint.roles import DISTILLED, SR_540P, SR_1080P, Role
 from happyhorse_core.config import TransformerConfig
 from happyhorse_core.dit.local_attention import frame_groups
 from happyhorse_core.dit.model import HappyHorseTransformer
 from happyhorse_core.ops import TorchOps
-from happyhorse_core.video_vae.turbo_decoder import TurboDecoder, detect_turbo_vaed
+from happyhorse_core.video_vae.turbo_decoder import TurboDecoder
 
 
 @dataclass(frozen=True)
@@ -183,9 +183,9 @@ def run(
         found.append(time_stage(stage, model, config, size, device))
         report(f"{synchronised(device) - start:.0f} s: {stage.name}: {found[-1]['seconds']} s")
     del model
-    described = json.loads((SHAPES / "full_size_turbo_vaed.json").read_text())["shapes"]
-    config = detect_turbo_vaed({name: tuple(shape) for name, shape in described.items()}, "the released decoder")
-    decoder = on_device(TurboDecoder(config, operations=TorchOps, dtype=torch.bfloat16, device="meta"), device)
+    decoder = on_device(
+        TurboDecoder(released_decoder(), operations=TorchOps, dtype=torch.bfloat16, device="meta"), device
+    )
     for width, height, reported in ((32, 32, 0.0),) if toy else DECODES:
         found.append(time_decode(decoder, width, height, reported, 2 if toy else FRAMES, device))
         report(f"{synchronised(device) - start:.0f} s: {found[-1]['stage']}: {found[-1]['seconds']} s")

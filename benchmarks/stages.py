@@ -16,7 +16,7 @@ from happyhorse_core.dit.local_attention import frame_groups, local_attention
 from happyhorse_core.dit.model import HappyHorseTransformer
 from happyhorse_core.dit.rope import frequency_bands
 from happyhorse_core.ops import TorchOps
-from happyhorse_core.video_vae.turbo_decoder import TurboDecoder, detect_turbo_vaed
+from happyhorse_core.video_vae.turbo_decoder import TurboDecoder, TurboVAEDConfig, detect_turbo_vaed
 
 from .floor import Recorder
 
@@ -120,14 +120,17 @@ def local(size: Size, radius: int, dtype: torch.dtype, device: torch.device) -> 
     )
 
 
+def released_decoder() -> TurboVAEDConfig:
+    """The released TurboVAED, as its tensors say."""
+    described = json.loads((SHAPES / "full_size_turbo_vaed.json").read_text())["shapes"]
+    return detect_turbo_vaed({name: tuple(shape) for name, shape in described.items()}, "the released decoder")
+
+
 def video_decoder(
     frames: int, width: int, height: int, recorder: Recorder, dtype: torch.dtype, device: torch.device
 ) -> Callable[[], object]:
     """The released TurboVAED on ``frames`` latent frames of ``width`` x ``height`` pixels, window by window."""
-    described = json.loads((SHAPES / "full_size_turbo_vaed.json").read_text())["shapes"]
-    shapes = {name: tuple(shape) for name, shape in described.items()}
-    config = detect_turbo_vaed(shapes, "the released decoder")
-    decoder = filled(TurboDecoder(config, operations=recorder.operations(), dtype=dtype, device=device))
+    decoder = filled(TurboDecoder(released_decoder(), operations=recorder.operations(), dtype=dtype, device=device))
     latent = torch.randn(1, 48, frames, height // 16, width // 16, device=device, dtype=dtype)
     return lambda: [None for _ in decoder.decode_windows(latent)]
 

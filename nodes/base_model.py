@@ -11,7 +11,7 @@ from . import checks
 from .host.diffusion import HappyHorseModel
 from .host.guider import Scales, TwoStreamGuider
 from .host.solver import unipc_sampler
-from .sampling import CATEGORY, MAX_SEED, as_pair, sample_from_noise
+from .sampling import CATEGORY, as_pair, sample_from_noise, seed_input
 
 log = logging.getLogger("happyhorse")
 
@@ -112,14 +112,7 @@ class HappyHorseBaseSampler(io.ComfyNode):
                 io.Latent.Input(
                     "latent", tooltip="Empty HappyHorse Latent, or the same with a picture or a sound that is held."
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=MAX_SEED,
-                    control_after_generate=True,
-                    tooltip="The noise to start from. One seed and the same inputs give one clip on one machine.",
-                ),
+                seed_input("The noise to start from. One seed and the same inputs give one clip on one machine."),
                 io.Int.Input(
                     "steps",
                     default=32,

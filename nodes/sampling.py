@@ -22,6 +22,11 @@ CATEGORY = "HappyHorse/sampling"
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 
 
+def seed_input(tooltip: str) -> io.Int.Input:
+    """The seed of a sampling node, with the canvas's choice of what follows a run."""
+    return io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=True, tooltip=tooltip)
+
+
 class HappyHorseSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -42,14 +47,7 @@ class HappyHorseSampler(io.ComfyNode):
                 io.Latent.Input(
                     "latent", tooltip="Empty HappyHorse Latent, or the same with a picture as first frame."
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=MAX_SEED,
-                    control_after_generate=True,
-                    tooltip="The noise to start from. One seed and the same inputs give one clip on one machine.",
-                ),
+                seed_input("The noise to start from. One seed and the same inputs give one clip on one machine."),
                 io.Int.Input(
                     "steps",
                     default=8,

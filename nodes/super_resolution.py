@@ -16,7 +16,7 @@ from ..happyhorse_core.video_vae.latent_statistics import denormalise, normalise
 from . import checks
 from .host.super_resolution import AUTO, LOCAL_CHOICES, guided_by_frame, refine, with_local_attention
 from .latent import audio_mask, encode_picture, with_first_frame
-from .sampling import CATEGORY, MAX_SEED
+from .sampling import CATEGORY, seed_input
 
 log = logging.getLogger("happyhorse")
 
@@ -83,14 +83,7 @@ class HappyHorseSuperResolution(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="The prompt that the clip was made with."),
                 io.Int.Input("width", **size, tooltip=SIZE_TIP),
                 io.Int.Input("height", **size, tooltip=SIZE_TIP),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=MAX_SEED,
-                    control_after_generate=True,
-                    tooltip="The noise that new details grow from. One seed and the same inputs give one clip.",
-                ),
+                seed_input("The noise that new details grow from. One seed and the same inputs give one clip."),
                 io.Int.Input(
                     "steps",
                     default=super_resolution.STEPS,
