@@ -26,7 +26,7 @@ LONG_FUNCTIONS: set[str] = set()
 """Names, as ``path:function``, of those that may have up to 100 lines since cutting them would hide their order."""
 COMMAND_LINE = ("happyhorse_core/cli.py", "happyhorse_core/__main__.py")
 """Callers of the model, as ComfyUI is one: they choose the device, switch gradients off and print."""
-MAY_PRINT = (*COMMAND_LINE, "benchmarks/", "scripts/", "tools/")
+MAY_PRINT = (*COMMAND_LINE, "benchmarks/", "scripts/", "tools/", "training/")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,162 @@
+"""A training loop that can be stopped and taken up again, with averaged weights, curves and sheets of samples."""
+
+import csv
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+Step = Callable[[int, torch.Generator], Mapping[str, Tensor]]
+"""``step(index, generator)`` -> the loss and whatever else belongs on the curve, each one number."""
+Sheet = Callable[[Path, Mapping[str, nn.Module]], None]
+"""``sheet(path, modules)`` draws samples of the modules, which hold their averaged weights meanwhile."""
+State = dict[str, Tensor]
+
+STATE, CURVE = "state.pt", "curve.csv"
+
+
+class Averages:
+    """Exponential averages of the parameters of some modules, in float32."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], decay: float) -> None:
+        self.parameters = {f"{n}.{k}": p for n, m in modules.items() for k, p in m.named_parameters()}
+        self.values = {name: value.detach().clone() for name, value in self.parameters.items()}
+        self.decay = decay
+
+    def update(self, index: int) -> None:
+        """Takes in the parameters as they are after step ``index``; early steps count for more."""
+        decay = min(self.decay, (1 + index) / (10 + index))
+        torch._foreach_lerp_(list(self.values.values()), [p.detach() for p in self.parameters.values()], 1 - decay)
+
+    def swap(self) -> None:
+        """Exchanges the averages and the parameters."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                held = parameter.clone()
+                parameter.copy_(self.values[name])
+                self.values[name].copy_(held)
+
+
+def learning_rate(index: int, steps: int, peak: float, warmup: int) -> float:
+    """Rises linearly to ``peak`` in ``warmup`` steps, then falls to 0 along a cosine at ``steps``."""
+    if index < warmup:
+        return peak * (index + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (index - warmup) / max(1, steps - warmup))))
+
+
+def train(
+    name: str,
+    folder: Path,
+    modules: Mapping[str, nn.Module],
+    step: Step,
+    *,
+    steps: int,
+    minutes: float,
+    lr: float,
+    seed: int = 0,
+    warmup: int = 100,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.99),
+    ema: float = 0.999,
+    clip: float = 1.0,
+    sheet: Sheet | None = None,
+    sheet_every: int = 1000,
+    save_every_minutes: float = 3.0,
+) -> bool:
+    """Trains ``modules`` until ``steps`` are done (returns True) or ``minutes`` are over (returns False).
+
+    Called again with the same folder it goes on where it was saved last; every step draws from a generator seeded by
+    ``seed`` and its index, so a run that was interrupted sees what an uninterrupted one would have seen.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=betas)
+    averages = Averages(modules, ema)
+    first, rows = _resume(folder, modules, optimizer, averages)
+    ends, saved = time.monotonic() + 60 * minutes, time.monotonic()
+    bar = tqdm(range(first, steps), desc=name, initial=first, total=steps, mininterval=5)
+    for index in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(index, steps, lr, warmup)
+        figures = step(index, torch.Generator().manual_seed(seed * 1_000_003 + index))
+        optimizer.zero_grad(set_to_none=True)
+        figures["loss"].backward()
+        nn.utils.clip_grad_norm_(parameters, clip)
+        optimizer.step()
+        averages.update(index)
+        rows.append({"step": float(index)} | {key: value.item() for key, value in figures.items()})
+        bar.set_postfix({key: f"{value:.4f}" for key, value in rows[-1].items() if key != "step"}, refresh=False)
+        done, now = index + 1, time.monotonic()
+        if done == steps or now > ends or now - saved > 60 * save_every_minutes:
+            _save(folder, done, modules, optimizer, averages, rows)
+            saved = now
+        if sheet is not None and (done % sheet_every == 0 or done == steps):
+            draw_sheet(sheet, folder / f"sheet-{done:06d}.png", modules, averages)
+        if now > ends and done < steps:
+            return False
+    return True
+
+
+def draw_sheet(sheet: Sheet, path: Path, modules: Mapping[str, nn.Module], averages: Averages) -> None:
+    """Lets ``sheet`` draw with the averaged weights."""
+    averages.swap()
+    try:
+        with torch.no_grad():
+            sheet(path, modules)
+    finally:
+        averages.swap()
+
+
+def load_trained(folder: Path, modules: Mapping[str, nn.Module]) -> int:
+    """Puts the averaged weights of a run into ``modules``; returns the steps that the run had done."""
+    state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
+    with torch.no_grad():
+        for name, module in modules.items():
+            for key, parameter in module.named_parameters():
+                parameter.copy_(state["averages"][f"{name}.{key}"])
+    return state["done"]
+
+
+def _resume(
+    folder: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, averages: Averages
+) -> tuple[int, list[dict[str, float]]]:
+    if not (folder / STATE).exists():
+        return 0, []
+    state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
+    for name, module in modules.items():
+        module.load_state_dict(state["modules"][name])
+    optimizer.load_state_dict(state["optimizer"])
+    for name, value in averages.values.items():
+        value.copy_(state["averages"][name])
+    with (folder / CURVE).open(newline="", encoding="utf-8") as file:
+        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    return state["done"], [row for row in rows if row["step"] < state["done"]]
+
+
+def _save(
+    folder: Path,
+    done: int,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    averages: Averages,
+    rows: list[dict[str, float]],
+) -> None:
+    """Writes the curve and the state; each file is whole at any moment."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with (folder / f"{CURVE}.part").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    (folder / f"{CURVE}.part").replace(folder / CURVE)
+    state = {
+        "done": done,
+        "modules": {name: module.state_dict() for name, module in modules.items()},
+        "optimizer": optimizer.state_dict(),
+        "averages": averages.values,
+    }
+    torch.save(state, folder / f"{STATE}.part")
+    (folder / f"{STATE}.part").replace(folder / STATE)
