@@ -38,6 +38,11 @@ OF_THE_HOST = (
     "ComfyApp graph accessed before initialization",
 )
 """Parts of what the editor reports as errors on every start, whatever packs there are."""
+READY = """() => {
+  const shell = window.app?.extensionManager;
+  return shell && window.LiteGraph && window.app.canvas && shell.workflow.activeWorkflow && !shell.spinner;
+}"""
+"""The editor has opened the workflow that it starts with, which would else replace one opened before."""
 SETTLE = """async () => {
   for (let i = 0; i < 20; i++) await new Promise(resolve => requestAnimationFrame(resolve));
 }"""
@@ -57,6 +62,10 @@ SET_WIDGET = """([kind, values]) => {
       node.widgets.find(widget => widget.name === name).value = value;
 }"""
 SELECT = """kind => app.canvas.selectNode(app.graph.nodes.find(node => node.type === kind))"""
+PICTURES_ARE_SHOWN = """count => {
+  const shown = [...document.images].filter(image => image.src.startsWith('blob:') && image.naturalWidth > 0);
+  return shown.length >= count;
+}"""
 CENTRE = """kind => {
   const node = app.graph.nodes.find(node => node.type === kind), ds = app.canvas.ds;
   ds.scale = 1;
@@ -110,7 +119,7 @@ class Editor:
         self.page.on("pageerror", lambda error: self.problems.append(f"uncaught: {error}"))
         query = f"?template={template}&source={PACK_NAME}" if template else ""
         self.page.goto(f"http://127.0.0.1:{server.port}/{query}")
-        self.page.wait_for_function("window.app?.extensionManager && window.LiteGraph && window.app.canvas")
+        self.page.wait_for_function(READY)
         if template:
             self.page.wait_for_function("app.graph?.nodes.length > 0")
         self.settle()
@@ -179,7 +188,10 @@ class Editor:
         return video.evaluate("v => ({src: v.src, width: v.videoWidth, height: v.videoHeight, seconds: v.duration})")
 
     def open_templates(self, names: Sequence[str]) -> dict[str, int]:
-        """Opens the pack's templates; returns the server's answers to requests for thumbnails, by file name."""
+        """Opens the pack's templates and waits until each has its picture, which comes after its name.
+
+        Returns the server's answers to requests for thumbnails, by file name.
+        """
         answers = {}
         folder = f"/workflow_templates/{PACK_NAME}/"
 
@@ -192,7 +204,8 @@ class Editor:
         self.page.get_by_text(PACK_NAME).first.click()
         for name in names:
             self.page.get_by_text(name, exact=True).first.wait_for()
-        self.page.wait_for_load_state("networkidle")
+            self.page.get_by_text(name, exact=True).first.scroll_into_view_if_needed()
+        self.page.wait_for_function(PICTURES_ARE_SHOWN, arg=len(names))
         return answers
 
     def open_help(self, kind: str, *said: str) -> str:

@@ -140,9 +140,8 @@ def test_editor_in_chinese_shows_chinese_nodes(browser, server):
         editor.load(canvas("text_to_video"), "text_to_video")
         untitled = [node for node in editor.nodes() if node["type"] in texts]
         assert {node["title"] for node in untitled} == {texts[node["type"]]["display_name"] for node in untitled}
-        shown = editor.page.locator("body").inner_text()
         for kind, name in (("HappyHorseEmptyLatent", "seconds"), ("HappyHorseSampler", "steps")):
-            assert texts[kind]["inputs"][name]["name"] in shown
+            editor.page.get_by_text(texts[kind]["inputs"][name]["name"]).first.wait_for()
         if WRITE_PICTURES:
             editor.picture(PICTURES / "text_to_video_zh.png")
 
