@@ -48,15 +48,15 @@ def draw(scene: Scene, frames: int = 49, size: int = 64) -> NDArray[np.uint8]:
     canvas = _background(scene, axis)
     if scene.second is not None:
         still = scene.second
-        distance = _distance(still.shape, axis - still.x, (axis - still.y)[:, None], STILL_RADIUS)
-        canvas = _paint(canvas, distance, size, COLOUR_RGB[still.colour])
+        edge = distance(still.shape, axis - still.x, (axis - still.y)[:, None], STILL_RADIUS)
+        canvas = _paint(canvas, edge, size, COLOUR_RGB[still.colour])
     if scene.kind == "face":
         pictures = _face(scene, truth, axis, canvas)
     else:
         x = axis - truth.x.astype(np.float32)[:, None, None]
         y = axis[:, None] - truth.y.astype(np.float32)[:, None, None]
         radius = truth.radius.astype(np.float32)[:, None, None]
-        pictures = _paint(canvas, _distance(scene.shape, x, y, radius), size, COLOUR_RGB[scene.colour])
+        pictures = _paint(canvas, distance(scene.shape, x, y, radius), size, COLOUR_RGB[scene.colour])
     pictures += 0.5
     return pictures.astype(np.uint8)
 
@@ -70,13 +70,13 @@ def _background(scene: Scene, axis: Array) -> Array:
     return np.broadcast_to(column[:, None], (len(axis), len(axis), 3)).astype(np.float32)
 
 
-def _paint(canvas: Array, distance: Array, size: int, colour: tuple[int, int, int]) -> Array:
-    """Lays a colour over the canvas where the distance, in sides, is negative."""
-    cover = np.clip(0.5 - distance * np.float32(size), 0, 1)[..., None]
+def _paint(canvas: Array, edge: Array, size: int, colour: tuple[int, int, int]) -> Array:
+    """Lays a colour over the canvas where the distance to the edge, in sides, is negative."""
+    cover = np.clip(0.5 - edge * np.float32(size), 0, 1)[..., None]
     return canvas + cover * (np.array(colour, np.float32) - canvas)
 
 
-def _distance(shape: str, x: Array, y: Array, radius: Array | float) -> Array:
+def distance(shape: str, x: Array, y: Array, radius: Array | float) -> Array:
     """Signed distance to the edge of an upright shape, negative inside; exact on its edges, near enough at its tips."""
     reach = np.float32(REACH[shape]) * radius
     if shape == "circle":
@@ -108,9 +108,9 @@ def _face(scene: Scene, truth: Track, axis: Array, canvas: Array) -> Array:
     """[frames, size, size, 3]: everything stands still but the mouth, which is drawn over a strip of the picture."""
     size = len(axis)
     x, y = axis - np.float32(scene.x), (axis - np.float32(scene.y))[:, None]
-    canvas = _paint(canvas, _distance("circle", x, y, HEAD_RADIUS), size, SKIN_RGB[scene.colour])
+    canvas = _paint(canvas, distance("circle", x, y, HEAD_RADIUS), size, SKIN_RGB[scene.colour])
     for right, down in EYES:
-        canvas = _paint(canvas, _distance("circle", x - right, y - down, EYE_RADIUS), size, EYE_RGB)
+        canvas = _paint(canvas, distance("circle", x - right, y - down, EYE_RADIUS), size, EYE_RGB)
     number, _ = syllable(scene.speech, np.arange(len(truth.beat)) / FPS)
     widths = np.array([*(MOUTH_WIDTH[vowel] for vowel in scene.speech.vowels), MOUTH_SHUT[0]])[number]
     half_width = MOUTH_SHUT[0] + truth.beat * (widths - MOUTH_SHUT[0])

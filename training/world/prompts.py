@@ -42,7 +42,7 @@ MOTION_WORDS = {
         "hops up and down",
         "jumps on the floor",
         "keeps bouncing off the ground",
-        "falls to the ground and springs back again and again",
+        "falls to the ground and springs back",
     ),
     "sliding left": (
         "slides to the left",

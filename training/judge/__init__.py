@@ -1,0 +1,1 @@
+"""Says what a clip shows and whether its sound belongs to it, by classical analysis: nothing here is learned."""
