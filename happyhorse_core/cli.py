@@ -129,7 +129,11 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         "other stages run on the first",
     )
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="bf16", help="precision of weights and products; default bf16"
+        "--dtype",
+        choices=DTYPES,
+        default="bf16",
+        help="precision of weights and products; default bf16. With bf16 a transformer file in float8 (convert --dtype "
+        "fp8-scaled) stays in float8 in memory, and is multiplied in float8 on GPUs that can; with float32 never",
     )
 
 

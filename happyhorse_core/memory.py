@@ -1,7 +1,5 @@
 """Says before a long load that it can't fit, since an operating system may end the process without a word."""
 
-from collections.abc import Mapping
-from math import prod
 from pathlib import Path
 
 import torch
@@ -24,11 +22,6 @@ def available_bytes(device: torch.device) -> int | None:
         fields = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
         return int(fields["MemAvailable"].split()[0]) * 1024
     return None
-
-
-def weight_bytes(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> int:
-    """What tensors of these shapes take in ``dtype``."""
-    return sum(prod(shape) for shape in shapes.values()) * dtype.itemsize
 
 
 def activation_bytes(tokens: int, hidden: int, itemsize: int = 2) -> int:

@@ -17,14 +17,14 @@ from .audio_vae.encode import encode_soundtrack
 from .audio_vae.load import load_oobleck
 from .audio_vae.resample import resample_fft
 from .checkpoint.roles import ASSUMED, BASE, DISTILLED, Role
-from .dit.load import TransformerFile, inspect_transformer, load_transformer
+from .dit.load import TransformerFile, inspect_transformer, load_transformer, loaded_bytes
 from .dit.parallel import check_ranks
 from .dit.ranks import transformer_on
 from .errors import CheckpointError, InputError
 from .geometry import FRAME_RATE, MIN_FRAMES, OUTPUT_SAMPLE_RATE, ClipShape
 from .media.image import fit_image
 from .media.video_file import Mp4Writer
-from .memory import activation_bytes, available_bytes, require, weight_bytes
+from .memory import activation_bytes, available_bytes, require
 from .model_folder import ModelFiles
 from .progress import Progress, silent
 from .sampling.loop import Velocity, denoise, guided
@@ -173,7 +173,7 @@ def _check_machine(file: TransformerFile, shape: ClipShape, machine: Machine) ->
     check_ranks(file.config, len(machine.devices))
     _, t, h, w = shape.video_latent
     tokens = (t * h * w // 4 + shape.frames) // len(machine.devices)
-    needed = weight_bytes(file.source.shapes, machine.dtype) + activation_bytes(
+    needed = loaded_bytes(file, machine.dtype) + activation_bytes(
         tokens, file.config.hidden_size, machine.dtype.itemsize
     )
     what = f"{shape.pictures} frames of {shape.width} x {shape.height} with {file.source.path}"

@@ -10,7 +10,7 @@ from ..errors import CheckpointError
 from ..progress import Progress, silent
 from .files import SHOWN, some
 from .quantised import dequantised
-from .tensors import TensorSource
+from .tensors import TensorEntry, TensorSource
 
 
 def load_module(
@@ -24,30 +24,56 @@ def load_module(
 ) -> None:
     """Reads the module's parameters and persistent buffers, one tensor at a time, and puts them in place.
 
-    Each is cast to the dtype that the module was built with, or to ``dtype_of(name, tensor)``; scaled float8 weights
+    Each is cast to the dtype that the module was built with, or to ``dtype_of(name, tensor)``; quantised weights
     are multiplied out first (see ``quantised``). A tensor that needs no cast and stays on the CPU remains a view of
     the mapped file, so its pages are read when they are first used. Parameters don't ask for gradients. ``progress``
-    counts the bytes of the files.
+    counts the bytes of the files. A layer that has ``keep_float8(weight, scale)`` gets a float8_e4m3fn weight as it is,
+    with its scale, or 1 where the file has none.
 
     Names, shapes and kinds are compared before anything is read. Raises CheckpointError for a tensor that is missing,
     left over (unless its name matches a glob pattern in ``ignore``), of another shape, or stored as integers where
     floating point is expected.
     """
-    source = dequantised(source)
+    stored, source = source, dequantised(source, module)
     targets = check_module(module, source, ignore=ignore)
     total = sum(source.entries[name].nbytes for name in targets)
     done = 0
     for name, target in targets.items():
-        dtype = target.dtype if dtype_of is None else dtype_of(name, target)
-        entry, read = source.entries[name], source.read(name)
-        placed = read.to(device).to(dtype)
-        if placed.data_ptr() != read.data_ptr():
-            # Else the file's pages would stay beside the copy: two or four times the model, by the end.
-            del read
-            entry.release()
-        _put(module, name, placed)
+        entry = source.entries[name]
+        keep = _float8_keeper(module, name, stored.entries[name])
+        if keep is not None:
+            keep(stored.read(name).to(device), _scale(stored, name).to(device))
+            stored.entries[name].release()
+        else:
+            _put(module, name, _placed(entry, device, target.dtype if dtype_of is None else dtype_of(name, target)))
         done += entry.nbytes
         progress(done, total)
+
+
+def _placed(entry: TensorEntry, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    read = entry.read()
+    placed = read.to(device).to(dtype)
+    if placed.data_ptr() != read.data_ptr():
+        # Else the file's pages would stay beside the copy: two or four times the model, by the end.
+        del read
+        entry.release()
+    return placed
+
+
+def _float8_keeper(module: nn.Module, name: str, entry: TensorEntry) -> Callable[[Tensor, Tensor], None] | None:
+    """What takes this weight as it is stored; None where it can't, or nothing would."""
+    if entry.dtype != torch.float8_e4m3fn or not name.endswith(".weight"):
+        return None
+    return getattr(module.get_submodule(name.removesuffix(".weight")), "keep_float8", None)
+
+
+def _scale(source: TensorSource, name: str) -> Tensor:
+    """The scale of a float8 weight; that there is at most one was seen when the source was looked through."""
+    layer = name.removesuffix("weight")
+    for key in (f"{name}.__fp8_scale", f"{layer}weight_scale", f"{layer}scale_weight"):
+        if key in source:
+            return source.read(key)
+    return torch.ones(())
 
 
 def check_module(module: nn.Module, source: TensorSource, *, ignore: Sequence[str] = ()) -> dict[str, Tensor]:

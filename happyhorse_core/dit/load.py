@@ -15,6 +15,7 @@ from ..checkpoint.split_experts import merge_split_experts
 from ..config import TransformerConfig
 from ..ops import TorchOps
 from ..progress import Progress, silent
+from .float8 import FLOAT8, float8_operations
 from .model import HappyHorseTransformer
 from .rope import frequency_bands
 
@@ -51,15 +52,33 @@ def examine_transformer(source: TensorSource, path: Path, role: str | None = Non
     return TransformerFile(source, config, found, origin)
 
 
+def keeps_float8(dtype: torch.dtype) -> bool:
+    """Whether ``load_transformer`` keeps float8 weights when asked for ``dtype``: not when asked for exact ones."""
+    return dtype == torch.bfloat16
+
+
+def loaded_bytes(file: TransformerFile, dtype: torch.dtype) -> int:
+    """What the weights take once they are loaded in ``dtype``, nearly: a few small ones are float32."""
+    return sum(
+        entry.numel * (1 if entry.dtype == FLOAT8 and keeps_float8(dtype) else dtype.itemsize)
+        for entry in file.source.entries.values()
+    )
+
+
 def load_transformer(
     file: TransformerFile,
     *,
-    operations: Any = TorchOps,
+    operations: Any = None,
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cpu",
     progress: Progress = silent,
 ) -> HappyHorseTransformer:
-    """Reads the weights: linear layers of the blocks in ``dtype``, everything that must be exact in float32."""
+    """Reads the weights: linear layers of the blocks in ``dtype``, everything that must be exact in float32.
+
+    With bfloat16 and no other ``operations``, layers that the file has in float8_e4m3fn stay so (see ``float8``).
+    """
+    if operations is None:
+        operations = float8_operations(torch.device(device)) if keeps_float8(dtype) else TorchOps
     model = HappyHorseTransformer(file.config, operations=operations, dtype=dtype, device="meta")
     load_module(model, file.source, device=device, progress=progress)
     if file.source.dtypes[BANDS] != torch.float32:
