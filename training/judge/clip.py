@@ -56,7 +56,7 @@ def judge_clip(frames: NDArray[np.uint8], waveform: NDArray[np.float32], rate: i
         return Findings(None, None, None, **seen, **heard, touches=(), seconds=count / FPS)
     x, y, radius = (_filled(values) for values in (thing.x, thing.y, thing.radius))
     opening, touches = np.zeros(count), ()
-    if is_face(thing):
+    if is_face(frames, thing):
         opening = mouth_opening(frames, thing)
         names = ("face", name_colour(thing.rgb, SKIN_RGB), "speaking" if np.ptp(opening) > 0.04 else None)
     else:

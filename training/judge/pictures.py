@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ..world.draw import COLOUR_RGB, MOUTH_RGB, MOUTH_Y, SKIN_RGB, distance
+from ..world.draw import COLOUR_RGB, EYE_RADIUS, EYE_RGB, EYES, MOUTH_RGB, MOUTH_Y, SKIN_RGB, distance
 from ..world.scene import HEAD_RADIUS, SHAPES, Values
 
 BORDER = 0.08
@@ -18,6 +18,7 @@ OFF_COLOUR = 70
 SMALLEST = 0.004
 """Part of the picture that a thing covers at least."""
 FARTHEST_COLOUR = 110
+ROUNDNESS = 0.88
 WORST_LIKENESS = 0.72
 GRID, GRID_REACH = 33, 2.0
 """Samples along, and half the width in radii, of the square on which shapes are compared."""
@@ -99,10 +100,26 @@ def name_colour(rgb: Values, names: dict[str, tuple[int, int, int]]) -> str | No
     return nearest if far[nearest] <= FARTHEST_COLOUR else None
 
 
-def is_face(thing: Thing) -> bool:
-    """Whether it is as large as a head and nearer to a colour of skin than to one of the shapes."""
-    radius = np.nanmedian(thing.radius)
-    return bool(name_colour(thing.rgb, SKIN_RGB | COLOUR_RGB) in SKIN_RGB and radius > 0.75 * HEAD_RADIUS)
+def is_face(frames: NDArray[np.uint8], thing: Thing) -> bool:
+    """Whether it is a disc as large as a head, of a colour of skin rather than of a shape, with two dark eyes."""
+    if name_colour(thing.rgb, SKIN_RGB | COLOUR_RGB) not in SKIN_RGB:
+        return False
+    head = _head(thing)
+    height, width = head.shape
+    y, x = (np.mean(where) + 0.5 for where in np.nonzero(head))
+    radius = np.sqrt(head.mean() / np.pi)
+    down, right = (np.arange(height)[:, None] + 0.5 - y) / height, (np.arange(width) + 0.5 - x) / width
+    disc = np.hypot(right, down) < radius
+    round_enough = np.sum(head & disc) / np.sum(head | disc) > ROUNDNESS
+    light = np.median(frames, 0).mean(-1)
+    dark = light < (thing.rgb.mean() + np.mean(EYE_RGB)) / 2
+    eyes = [dark[np.hypot(right - across, down - along) < EYE_RADIUS].mean() > 0.5 for across, along in EYES]
+    return bool(round_enough and radius > 0.75 * HEAD_RADIUS and all(eyes))
+
+
+def _head(thing: Thing) -> Mask:
+    """[H, W]: all that the thing covers at any time, with what lies inside of it."""
+    return ndimage.binary_fill_holes(thing.cover.max(0) > 0.5)
 
 
 # the shape
@@ -155,8 +172,7 @@ def _likeness(first: Values, second: Values) -> float:
 def mouth_opening(frames: NDArray[np.uint8], thing: Thing) -> Values:
     """Height of the dark of the mouth in sides of the picture, per frame, along the middle of the face."""
     height, width = frames.shape[1:3]
-    head = ndimage.binary_fill_holes(thing.cover.max(0) > 0.5)
-    y, x = (float(np.mean(where)) for where in np.nonzero(head))
+    y, x = (float(np.mean(where)) for where in np.nonzero(_head(thing)))
     half, top, low = 0.05 * width, y + (MOUTH_Y - 0.13) * height, y + (MOUTH_Y + 0.16) * height
     columns = slice(round(x - half), round(x + half) + 1)
     strip = frames[:, round(top) : round(low) + 1, columns].astype(np.float32)

@@ -176,9 +176,9 @@ def _sample_background(rng: np.random.Generator) -> tuple[str, str]:
 
 def _sample_face(rng: np.random.Generator) -> Scene:
     vowels = tuple(_pick(rng, VOWELS) for _ in range(int(rng.integers(2, 5))))
-    start = float(rng.uniform(0.08, 0.25))
-    longest = min(0.6, (1.85 - start) / len(vowels))
-    speech = Speech(_pick(rng, VOICES), vowels, start, float(rng.uniform(0.85, 1.0) * longest))
+    start = float(rng.uniform(0.08, 0.35))
+    longest = min(0.6, (1.88 - start) / len(vowels))
+    speech = Speech(_pick(rng, VOICES), vowels, start, float(rng.uniform(min(0.36, longest), longest)))
     x = float(rng.uniform(0.45, 0.55))
     return Scene("face", "face", _pick(rng, SKINS), "large", "speaking", _sample_background(rng), x=x, speech=speech)
 
