@@ -1,0 +1,86 @@
+"""Clips of the world as latents, made once by the trained autoencoders and kept in parts on the disk."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from happyhorse_core.text.tokenizer import GemmaTokenizer
+
+from .audio_vae import encode_sounds, load_sound_encoder
+from .video_vae import encode_clips, load_clip_encoder
+from .world.draw import draw
+from .world.prompts import prompt
+from .world.scene import Scene, sample_scene
+from .world.sound import sound
+
+PART, BATCH = 500, 25
+PROMPTS = 4
+"""Prompts of each scene."""
+
+
+def scene_of(seed: int, index: int) -> Scene:
+    """The scene number ``index`` of a seed; combinations that are kept out never come."""
+    return sample_scene(np.random.default_rng((seed, index)))
+
+
+def prompts_of(seed: int, index: int, scene: Scene) -> list[str]:
+    """The prompts of that scene."""
+    rng = np.random.default_rng((seed, index, 1))
+    return [prompt(scene, rng) for _ in range(PROMPTS)]
+
+
+@torch.no_grad()
+def make_clips(folder: Path, count: int, seed: int, video_run: Path, audio_run: Path) -> None:
+    """Writes the latents of ``count`` scenes in parts, float16; parts that are there stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = [start for start in range(0, count, PART) if not _part(folder, start).exists()]
+    if not starts:
+        return
+    video_encoder, sound_encoder = load_clip_encoder(video_run), load_sound_encoder(audio_run)
+    for start in tqdm(starts, desc="clips", unit_scale=PART, unit="clip"):
+        videos, sounds = [], []
+        for first in range(start, start + PART, BATCH):
+            scenes = [scene_of(seed, index) for index in range(first, first + BATCH)]
+            pictures = torch.from_numpy(np.stack([draw(scene) for scene in scenes]))
+            waves = torch.from_numpy(np.stack([sound(scene) for scene in scenes]))
+            videos.append(encode_clips(video_encoder, pictures).half())
+            sounds.append(encode_sounds(sound_encoder, waves).half())
+        part = _part(folder, start)
+        save_file({"video": torch.cat(videos), "audio": torch.cat(sounds)}, part.with_suffix(".part"))
+        part.with_suffix(".part").replace(part)
+
+
+def _part(folder: Path, start: int) -> Path:
+    return folder / f"clips-{start:06d}.safetensors"
+
+
+class Clips:
+    """Latents video [N, 48, T, H, W] and audio [N, 64, A] with the prompts of each, by the prompts' length."""
+
+    def __init__(self, folder: Path, seed: int, tokenizer: GemmaTokenizer) -> None:
+        parts = [load_file(path) for path in sorted(folder.glob("clips-*.safetensors"))]
+        self.video = torch.cat([part["video"] for part in parts])
+        self.audio = torch.cat([part["audio"] for part in parts])
+        groups: dict[int, list[tuple[int, list[int]]]] = {}
+        for index in range(len(self.video)):
+            for text in prompts_of(seed, index, scene_of(seed, index)):
+                ids = tokenizer.encode(text)
+                groups.setdefault(len(ids), []).append((index, ids))
+        self.groups = [_columns(members) for members in groups.values()]
+        self.weights = torch.tensor([float(len(members)) for members, _ in self.groups])
+
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Video, audio (float32) and token ids [B, L] of random clips whose prompts are of one length."""
+        members, ids = self.groups[int(torch.multinomial(self.weights, 1, generator=generator))]
+        chosen = torch.randint(len(members), (batch,), generator=generator)
+        clips = members[chosen]
+        return self.video[clips].float(), self.audio[clips].float(), ids[chosen]
+
+
+def _columns(members: Sequence[tuple[int, list[int]]]) -> tuple[Tensor, Tensor]:
+    return torch.tensor([index for index, _ in members]), torch.tensor([ids for _, ids in members])

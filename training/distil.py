@@ -1,0 +1,121 @@
+"""Distils the Pony's base transformer to 8 steps without guidance: consistency distillation.
+
+    python -m training.distil --runs RUNS [--minutes M]      trains, or goes on
+
+From a noisy clip the guided base model goes one step of a fine schedule; the student's prediction of the clean clip
+has to be the same before that step and after it (Song et al., arXiv 2303.01469, algorithm 2), so that each of its
+predictions is a clip and not a mean of clips. That is what the sampler of the distilled model asks for: it predicts
+the clean clip, puts new noise of the next level into it, and predicts again.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from happyhorse_core.sampling.guidance import guide
+from happyhorse_core.sampling.schedule import flow_sigmas
+
+from .clips import Clips
+from .run import load_trained, train
+from .text import load_trained_encoder
+from .transformer import Example, Prompts, make_example, make_transformer, masked_mean
+
+BATCH, STEPS, RATE = 16, 4_000, 4e-4
+GRID = 40
+"""Steps of the fine schedule."""
+SCALE = 2.0
+"""Guidance of the teacher, for both streams."""
+
+Pair = tuple[Tensor, Tensor]
+
+
+def levels(sigma: Tensor) -> Pair:
+    """[B] as it multiplies video and audio."""
+    return sigma.view(-1, 1, 1, 1, 1), sigma.view(-1, 1, 1)
+
+
+def run_model(model: nn.Module, latents: Pair, text: Tensor) -> Pair:
+    """The velocities of both streams."""
+    return model(*latents, text, compute_dtype=torch.bfloat16)
+
+
+@torch.no_grad()
+def teacher_step(teacher: nn.Module, example: Example, after: Tensor, text: Tensor, negative: Tensor) -> Pair:
+    """The latents at the lower noise level ``after`` [B], by one Euler step of the guided teacher.
+
+    What is given, a first picture or a sound, has no noise and stays.
+    """
+    latents = example.video, example.audio
+    wanted, unwanted = run_model(teacher, latents, text), run_model(teacher, latents, negative)
+    changes = levels(after - example.sigma)
+    parts = zip(latents, wanted, unwanted, changes, example.noisy, strict=True)
+    return tuple(x + guide(p, n, SCALE) * change * mask for x, p, n, change, mask in parts)
+
+
+def consistency_loss(
+    student: nn.Module, example: Example, lower: Pair, after: Tensor, text: Tensor
+) -> dict[str, Tensor]:
+    """Mean square distance of the student's two predictions of the clean clip, in units of the velocity."""
+    with torch.no_grad():
+        targets = [x - s * v for x, s, v in zip(lower, levels(after), run_model(student, lower, text), strict=True)]
+    found = run_model(student, (example.video, example.audio), text)
+    losses = {}
+    parts = zip(
+        ("video", "audio"), found, (example.video, example.audio), targets, levels(example.sigma), example.noisy,
+        strict=True,
+    )  # fmt: skip
+    for name, velocity, x, target, sigma, mask in parts:
+        losses[name] = masked_mean((velocity - (x - target) / sigma).square(), mask)
+    return {"loss": losses["video"] + losses["audio"]} | losses
+
+
+def make_step(student: nn.Module, teacher: nn.Module, clips: Clips, prompts: Prompts) -> object:
+    """The training step."""
+    sigmas = flow_sigmas(GRID)
+
+    def step(index: int, generator: torch.Generator) -> dict[str, Tensor]:
+        video, audio, ids = clips.draw(BATCH, generator)
+        text = prompts.embed(ids)
+        position = torch.randint(GRID, (BATCH,), generator=generator)
+        example = make_example(video, audio, sigmas[position], generator)
+        after = sigmas[position + 1]
+        lower = teacher_step(teacher, example, after, text, prompts.negatives[0].expand(BATCH, -1, -1))
+        return consistency_loss(student, example, lower, after, text)
+
+    return step
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True, help="the folder of all runs")
+    parser.add_argument("--minutes", type=float, default=120, help="stop after so long; the next call goes on")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    options = parser.parse_args(arguments)
+    runs = options.runs
+    prompts = Prompts(load_trained_encoder(runs / "text"))
+    clips = Clips(runs / "clips", options.seed, prompts.encoder.tokenizer)
+    teacher, student = make_transformer(options.seed), make_transformer(options.seed)
+    for model in (teacher, student):
+        load_trained(runs / "base", {"transformer": model})
+    step = make_step(student, teacher.eval().requires_grad_(False), clips, prompts)
+    modules = {"transformer": student}
+    train(
+        "distill",
+        runs / "distill",
+        modules,
+        step,
+        steps=options.steps,
+        minutes=options.minutes,
+        lr=RATE,
+        seed=options.seed + 1,
+        warmup=100,
+        ema=0.998,
+    )
+
+
+if __name__ == "__main__":
+    main()

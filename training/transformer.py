@@ -1,0 +1,178 @@
+"""Trains the Pony's base transformer: flow matching on clips of the world, for all its tasks at once.
+
+    python -m training.transformer --runs RUNS [--minutes M]      trains, or goes on
+
+RUNS holds the runs ``text``, ``video_vae`` and ``audio_vae``, which have to be there; this one makes ``clips`` and
+``base``. The loss is that of rectified flow (Liu et al., arXiv 2209.03003): the velocity noise - clean at a random
+noise level. The model gets no noise level, as in the released one: it reads it off the latents. A part of the clips
+has its first latent frame clean, as image to video will have it, and a part the whole sound, as audio driven will.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from happyhorse_core.config import TransformerConfig
+from happyhorse_core.dit.model import HappyHorseTransformer
+from happyhorse_core.negative_prompt import DEFAULT_NEGATIVE_PROMPT
+from happyhorse_core.ops import TorchOps
+from happyhorse_core.sampling.schedule import SHIFT
+from happyhorse_core.text.load import TextEncoder
+
+from .clips import Clips, make_clips
+from .run import train
+from .text import WIDTH, load_trained_encoder
+
+HIDDEN, LAYERS, HEAD_DIM, KV_HEADS = 192, 10, 32, 3
+CONFIG = TransformerConfig(
+    hidden_size=HIDDEN,
+    num_layers=LAYERS,
+    num_heads=HIDDEN // HEAD_DIM,
+    num_kv_heads=KV_HEADS,
+    head_dim=HEAD_DIM,
+    video_in_channels=192,
+    audio_in_channels=64,
+    text_in_channels=WIDTH,
+    mm_layers=(0, LAYERS - 1),
+    gelu7_layers=(0,),
+)
+CLIPS, BATCH, STEPS, RATE = 12_000, 16, 12_000, 1.5e-3
+NEGATIVE_PART, IMAGE_PART, SOUND_PART = 0.1, 0.35, 0.3
+UNSHIFTED_PART = 0.3
+"""How many noise levels are drawn evenly; the others as densely as the sampler's steps lie."""
+SHORT_NEGATIVE = "blurry, noisy"
+
+
+def make_transformer(seed: int) -> HappyHorseTransformer:
+    """The transformer with fresh weights: projections keep the variance, and the first velocities are zero."""
+    torch.manual_seed(seed)
+    model = HappyHorseTransformer(CONFIG, operations=TorchOps, dtype=torch.float32)
+    for name, weight in model.named_parameters():
+        if weight.ndim == 1 or name.startswith("final_linear"):
+            nn.init.zeros_(weight)
+        else:
+            scale = (2 * LAYERS) ** -0.5 if name.endswith(("linear_proj.weight", "down_proj.weight")) else 1.0
+            nn.init.normal_(weight, std=scale * weight.shape[1] ** -0.5)
+    return model
+
+
+@dataclass(frozen=True)
+class Example:
+    """A batch for the model: noisy latents, what they are made of, and where there is noise at all."""
+
+    video: Tensor
+    audio: Tensor
+    clean: tuple[Tensor, Tensor]
+    noise: tuple[Tensor, Tensor]
+    noisy: tuple[Tensor, Tensor]
+    sigma: Tensor
+
+
+def draw_sigmas(batch: int, generator: torch.Generator) -> Tensor:
+    """Noise levels [B]: most as densely as a shifted schedule has them, some evenly."""
+    even = torch.rand(batch, generator=generator).clamp(1e-3, 0.999)
+    shifted = SHIFT * even / (1 + (SHIFT - 1) * even)
+    return torch.where(torch.rand(batch, generator=generator) < UNSHIFTED_PART, even, shifted)
+
+
+def draw_masks(video: Tensor, audio: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """1 where there is to be noise: not in a given first picture, nor in a given sound."""
+    batch = len(video)
+    video_mask, audio_mask = torch.ones(batch, 1, video.shape[2], 1, 1), torch.ones(batch, 1, 1)
+    video_mask[torch.rand(batch, generator=generator) < IMAGE_PART, :, 0] = 0
+    audio_mask[torch.rand(batch, generator=generator) < SOUND_PART] = 0
+    return video_mask, audio_mask
+
+
+def make_example(video: Tensor, audio: Tensor, sigma: Tensor, generator: torch.Generator) -> Example:
+    """Puts noise of the levels ``sigma`` [B] into clean latents."""
+    noise = tuple(torch.randn(x.shape, generator=generator) for x in (video, audio))
+    masks = draw_masks(video, audio, generator)
+    levels = (sigma.view(-1, 1, 1, 1, 1) * masks[0], sigma.view(-1, 1, 1) * masks[1])
+    mixed = [level * n + (1 - level) * x for level, n, x in zip(levels, noise, (video, audio), strict=True)]
+    return Example(*mixed, clean=(video, audio), noise=noise, noisy=masks, sigma=sigma)
+
+
+class Prompts:
+    """Embeddings of prompts, rounded as the pipeline rounds them."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self.encoder = encoder
+        self.negatives = [self.embed(torch.tensor([encoder.tokenizer.encode(text)])) for text in NEGATIVES]
+
+    @torch.no_grad()
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids [B, L] -> [B, L, WIDTH]."""
+        return self.encoder.model(ids, compute_dtype=torch.float32).half().float()
+
+
+NEGATIVES = (SHORT_NEGATIVE, DEFAULT_NEGATIVE_PROMPT)
+
+
+def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``error`` where ``mask`` is 1; 0 where it is nowhere."""
+    mask = mask.expand_as(error)
+    return (error * mask).sum() / mask.sum().clamp(min=1)
+
+
+def flow_loss(model: nn.Module, example: Example, text: Tensor) -> dict[str, Tensor]:
+    """Mean square error of both velocities."""
+    found = model(example.video, example.audio, text, compute_dtype=torch.bfloat16)
+    names, losses = ("video", "audio"), {}
+    for name, velocity, clean, noise, mask in zip(
+        names, found, example.clean, example.noise, example.noisy, strict=True
+    ):
+        losses[name] = masked_mean((velocity - (noise - clean)).square(), mask)
+    return {"loss": losses["video"] + losses["audio"]} | losses
+
+
+def make_step(model: nn.Module, clips: Clips, prompts: Prompts) -> object:
+    """The training step. In some, the prompt is a negative one, which guidance needs to know the clips of."""
+
+    def step(index: int, generator: torch.Generator) -> dict[str, Tensor]:
+        drop = torch.rand(2, generator=generator)
+        video, audio, ids = clips.draw(BATCH, generator)
+        text = prompts.embed(ids)
+        if drop[0] < NEGATIVE_PART:
+            # The long one costs as much as three prompts, so it comes with fewer clips.
+            long = drop[1] < 0.5
+            keep = BATCH // 2 if long else BATCH
+            video, audio, text = video[:keep], audio[:keep], prompts.negatives[long].expand(keep, -1, -1)
+        return flow_loss(model, make_example(video, audio, draw_sigmas(len(video), generator), generator), text)
+
+    return step
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True, help="the folder of all runs")
+    parser.add_argument("--minutes", type=float, default=120, help="stop after so long; the next call goes on")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    options = parser.parse_args(arguments)
+    runs = options.runs
+    make_clips(runs / "clips", CLIPS, options.seed, runs / "video_vae", runs / "audio_vae")
+    prompts = Prompts(load_trained_encoder(runs / "text"))
+    clips = Clips(runs / "clips", options.seed, prompts.encoder.tokenizer)
+    modules: Mapping[str, nn.Module] = {"transformer": make_transformer(options.seed)}
+    step = make_step(modules["transformer"], clips, prompts)
+    train(
+        "base",
+        runs / "base",
+        modules,
+        step,
+        steps=options.steps,
+        minutes=options.minutes,
+        lr=RATE,
+        seed=options.seed,
+        warmup=200,
+        ema=0.9993,
+    )
+
+
+if __name__ == "__main__":
+    main()
