@@ -19,7 +19,7 @@ from happyhorse_core.sampling.guidance import guide
 from happyhorse_core.sampling.schedule import flow_sigmas
 
 from .clips import Clips
-from .run import load_trained, train
+from .run import Step, load_trained, train
 from .text import load_trained_encoder
 from .transformer import Example, Prompts, make_example, make_transformer, masked_mean
 
@@ -72,7 +72,7 @@ def consistency_loss(
     return {"loss": losses["video"] + losses["audio"]} | losses
 
 
-def make_step(student: nn.Module, teacher: nn.Module, clips: Clips, prompts: Prompts) -> object:
+def make_step(student: nn.Module, teacher: nn.Module, clips: Clips, prompts: Prompts) -> Step:
     """The training step."""
     sigmas = flow_sigmas(GRID)
 
