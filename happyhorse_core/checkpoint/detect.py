@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ..config import MODALITIES, TransformerConfig, released_local_layers
 from ..errors import CheckpointError
+from .nvfp4 import rounded_up
 from .roles import DISTILLED, Role
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -104,18 +105,26 @@ def _head_counts(shapes: Shapes, mm_layers: tuple[int, ...], head_dim: int, wher
     rows = shapes[_key(0, "attention.linear_qkv")][0] // experts
     heads = shapes["adapter.video_embedder.weight"][0] // head_dim
     kv_rows = rows - heads * head_dim - heads
-    if kv_rows <= 0 or kv_rows % (2 * head_dim):
+    kv_heads = kv_rows // (2 * head_dim)
+    expected = experts * (heads * head_dim + heads + 2 * kv_heads * head_dim)
+    if kv_heads <= 0 or not _has_rows(shapes, _key(0, "attention.linear_qkv"), expected):
         raise CheckpointError(
             f"{where}: {_key(0, 'attention.linear_qkv')!r} has {rows} rows per expert, which {heads} query heads of "
             f"{head_dim} with a gate each leave no whole number of key and value heads."
         )
-    return heads, kv_rows // (2 * head_dim)
+    return heads, kv_heads
+
+
+def _has_rows(shapes: Shapes, name: str, expected: int) -> bool:
+    """Whether a matrix has so many rows; packed ones are filled up with zeros (see ``nvfp4``)."""
+    packed = f"{name}_scale_2" in shapes
+    return shapes[name][0] == (rounded_up(expected) if packed else expected)
 
 
 def _is_gelu7(shapes: Shapes, layer: int, mm_layers: tuple[int, ...], hidden: int) -> bool:
     # Rows only: packed 4-bit weights halve the columns. gelu7 is 4 x hidden wide; swiglu7 has two halves of 8/3.
     experts = MODALITIES if layer in mm_layers else 1
-    return shapes[_key(layer, "mlp.up_gate_proj")][0] == experts * 4 * hidden
+    return _has_rows(shapes, _key(layer, "mlp.up_gate_proj"), experts * 4 * hidden)
 
 
 def _local_layers(role: Role, layers: int, metadata: Mapping[str, str]) -> tuple[int, ...]:
@@ -131,10 +140,10 @@ def _check(config: TransformerConfig, shapes: Shapes, where: str) -> None:
         experts = MODALITIES if layer in config.mm_layers else 1
         factor = 1 if layer in config.gelu7_layers else 2
         expected = experts * factor * config.mlp_width(layer)
-        rows = shapes[_key(layer, "mlp.up_gate_proj")][0]
-        if rows != expected:
+        name = _key(layer, "mlp.up_gate_proj")
+        if not _has_rows(shapes, name, expected):
             raise CheckpointError(
-                f"{where}: {_key(layer, 'mlp.up_gate_proj')!r} has {rows} rows, expected {expected} for a hidden size "
+                f"{where}: {name!r} has {shapes[name][0]} rows, expected {expected} for a hidden size "
                 f"of {config.hidden_size}. This is a checkpoint of another model."
             )
     if config.video_in_channels % 4:

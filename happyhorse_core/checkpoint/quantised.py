@@ -1,10 +1,11 @@
-"""Scaled float8 weights, multiplied out as they are read.
+"""Scaled float8 weights and nvfp4 ones, multiplied out as they are read.
 
 Community files hold a weight divided by a scale, in float8, and the scale beside it. Read without its scale, such a
 weight has the right shape and wrong values, so the two belong together: a float8 tensor ``X.weight`` is multiplied by
 ``X.weight.__fp8_scale``, ``X.weight_scale`` or ``X.scale_weight``, one number or one a row. Where no tensor has a
 scale, float8 is plain rounding and taken as it is; where some matrices have one and others don't, scales were lost.
-All other quantised kinds are refused.
+ComfyUI's nvfp4 layers are told by their note ``X.comfy_quant``; see ``nvfp4`` for their tensors. All other quantised
+kinds are refused.
 """
 
 import json
@@ -12,9 +13,10 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from . import nvfp4
 from .files import some
 from .tensors import TensorEntry, TensorSource
 
@@ -22,20 +24,31 @@ _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.
 _ACTIVATION_SCALES = ("input_scale", "scale_input")
 """Only of use to layers that round their inputs to float8 too."""
 _LAYER_FORMAT = "comfy_quant"
-_READABLE_FORMATS = ("float8_e4m3fn", "float8_e5m2")
+_FLOAT8_FORMATS = ("float8_e4m3fn", "float8_e5m2")
+READABLE_FORMATS = (*_FLOAT8_FORMATS, nvfp4.FORMAT)
 _FILE_MARK = "scaled_fp8"
-_SCALES = (".__fp8_scale", ".weight_scale", ".scale_weight", *(f".{name}" for name in _ACTIVATION_SCALES))
+_SCALES = (
+    ".__fp8_scale",
+    ".weight_scale",
+    ".weight_scale_2",
+    ".scale_weight",
+    *(f".{name}" for name in _ACTIVATION_SCALES),
+)
 
 
-def dequantised(source: TensorSource) -> TensorSource:
-    """A view in which scaled float8 weights read as float32 with their scale applied, and the scales are gone.
+def dequantised(source: TensorSource, module: nn.Module | None = None) -> TensorSource:
+    """A view in which quantised weights read as float32 with their scales applied, and the scales are gone.
 
-    Raises CheckpointError for a scale that is missing, doubled or of another kind, and for a layer format that isn't
-    plain float8.
+    Packed weights are filled up with zeros, and only the ``module`` that they are for tells where these begin: without
+    it, or where its shape doesn't explain the packed one, the zeros are part of the view. Raises CheckpointError for a
+    scale that is missing, doubled or of another kind, and for a layer format that isn't one of READABLE_FORMATS.
     """
     entries = {name: entry for name, entry in source.entries.items() if not _is_file_mark(name)}
     is_scaled = len(entries) < len(source)
     bare = []
+    targets = {} if module is None else module.state_dict()
+    for name in packed_weights(source):
+        entries[name] = _unpacked(name, entries, targets.get(name))
     for name, entry in list(entries.items()):
         if entry.dtype not in _FLOAT8:
             continue
@@ -52,6 +65,20 @@ def dequantised(source: TensorSource) -> TensorSource:
         )
     _check_left_over(source, entries)
     return source.with_entries(entries)
+
+
+def packed_weights(source: TensorSource) -> list[str]:
+    """The names of weights of which a byte holds two numbers, by a note beside them."""
+    return [
+        name
+        for name, entry in source.entries.items()
+        if name.endswith("weight") and entry.dtype == torch.uint8 and f"{_layer(name)}{_LAYER_FORMAT}" in source
+    ]
+
+
+def _layer(weight: str) -> str:
+    """What stands before ``weight`` in a name, with its dot."""
+    return weight.removesuffix("weight")
 
 
 def _check_left_over(source: TensorSource, entries: dict[str, TensorEntry]) -> None:
@@ -74,10 +101,10 @@ def _is_file_mark(name: str) -> bool:
 
 def _take_scale(name: str, entry: TensorEntry, entries: dict[str, TensorEntry]) -> TensorEntry | None:
     """Takes what belongs to one float8 tensor off the list and returns its scale."""
-    layer = name.removesuffix("weight")
+    layer = _layer(name)
     note = entries.pop(f"{layer}{_LAYER_FORMAT}", None)
     if note is not None:
-        _check_format(f"{layer}{_LAYER_FORMAT}", note)
+        _check_format(f"{layer}{_LAYER_FORMAT}", note, _FLOAT8_FORMATS)
     for suffix in _ACTIVATION_SCALES:
         entries.pop(layer + suffix, None)
     candidates = (f"{name}.__fp8_scale", f"{layer}weight_scale", f"{layer}scale_weight")
@@ -87,16 +114,54 @@ def _take_scale(name: str, entry: TensorEntry, entries: dict[str, TensorEntry]) 
     return entries.pop(keys[0]) if keys else None
 
 
-def _check_format(name: str, note: TensorEntry) -> None:
+def _check_format(name: str, note: TensorEntry, expected: tuple[str, ...]) -> None:
     """Checks ComfyUI's note of how a layer was quantised: JSON in a uint8 tensor."""
     try:
         found = json.loads(bytes(note.read().flatten().tolist()))["format"]
     except (ValueError, TypeError, LookupError) as error:
         raise CheckpointError(f"{note.file}: tensor {name}: expected JSON that names a format.") from error
-    if found not in _READABLE_FORMATS:
+    if found not in expected:
         raise CheckpointError(
-            f"{note.file}: tensor {name}: found format {found}; expected {' or '.join(_READABLE_FORMATS)}."
+            f"{note.file}: tensor {name}: found format {found}; expected {' or '.join(expected)}. Of ComfyUI's formats "
+            f"only {', '.join(READABLE_FORMATS)} can be read here."
         )
+
+
+def _unpacked(name: str, entries: dict[str, TensorEntry], target: Tensor | None) -> TensorEntry:
+    """Takes what belongs to one packed weight off the list; returns what it reads as, without the zeros if it fits."""
+    layer, packed = _layer(name), entries[name]
+    _check_format(f"{layer}{_LAYER_FORMAT}", entries.pop(f"{layer}{_LAYER_FORMAT}"), (nvfp4.FORMAT,))
+    entries.pop(f"{layer}{_ACTIVATION_SCALES[0]}", None)
+    scales = [entries.pop(f"{layer}{which}", None) for which in ("weight_scale", "weight_scale_2")]
+    if None in scales:
+        raise CheckpointError(
+            f"{packed.file}: tensor {name}: {layer}weight_scale and {layer}weight_scale_2 are expected beside a weight "
+            f"in {nvfp4.FORMAT}, one is missing. Download a complete file."
+        )
+    blocks, whole = scales
+    shape = (packed.shape[0], 2 * packed.shape[-1])
+    if (
+        len(packed.shape) != 2
+        or (packed.shape, blocks.shape) != nvfp4.stored_shapes(shape)
+        or blocks.dtype not in (nvfp4.SCALE_DTYPE, torch.uint8)
+        or not whole.dtype.is_floating_point
+        or whole.numel != 1
+    ):
+        raise CheckpointError(
+            f"{packed.file}: tensor {name}: found bytes of shape {list(packed.shape)}, {blocks.dtype} block scales of "
+            f"shape {list(blocks.shape)} and a {whole.dtype} scale of shape {list(whole.shape)}, which make no matrix "
+            f"in {nvfp4.FORMAT}. The file is damaged; download it again."
+        )
+    if target is not None and target.dim() == 2 and nvfp4.padded(tuple(target.shape)) == shape:
+        shape = tuple(target.shape)
+    return replace(packed, shape=shape, dtype=torch.float32, read=partial(_unpack, packed, blocks, whole, shape))
+
+
+def _unpack(packed: TensorEntry, blocks: TensorEntry, whole: TensorEntry, shape: tuple[int, int]) -> Tensor:
+    numbers = nvfp4.dequantise(packed.read(), blocks.read(), whole.read().reshape(()), shape)
+    packed.release()
+    blocks.release()
+    return numbers
 
 
 def _scaled(name: str, entry: TensorEntry, scale: TensorEntry) -> TensorEntry:

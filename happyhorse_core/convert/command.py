@@ -6,7 +6,7 @@ from pathlib import Path
 from ..checkpoint.roles import ROLES
 from ..describe.kinds import AUTO, KINDS
 from ..describe.report import describe, gibibytes
-from .plan import BF16, DTYPES, FP8, FP8_SCALED
+from .plan import BF16, DTYPES, FP8, FP8_SCALED, NVFP4
 from .run import Report, convert
 
 CONVERT = """Writes weights as one safetensors file, for ComfyUI's nodes and for this command line.
@@ -17,9 +17,10 @@ written to, and nothing stands under the new name until it is complete and was r
 INSPECT = """Prints what weights are, by their content: kind, role, sizes, dtypes, quantisation, what is missing.
 Ends with status 1 where they can't be used."""
 DTYPE_HELP = f"""{BF16}: bfloat16, in which the layers compute anyway; {FP8}: float8, plainly rounded, half the size;
-{FP8_SCALED}: float8 with a scale for each layer and each expert, the same size and closer to the original. Embedders,
-norms and final layers stay float32, or bfloat16 in the text encoder. Default {BF16}; autoencoders are left as they
-are"""
+{FP8_SCALED}: float8 with a scale for each layer and each expert, the same size and closer to the original; {NVFP4}:
+4 bits and a scale for each 16 numbers, little more than a quarter of the size and less exact, which ComfyUI multiplies
+as they are on Blackwell GPUs and widens on others. Embedders, norms and final layers stay float32, or bfloat16 in the
+text encoder. Default {BF16}; autoencoders are left as they are"""
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,11 @@ A scaled float8 layer becomes three tensors, as ComfyUI's quantised layers expec
 
 The scale of stacked experts is one number for each row since that is the form in which a matrix can be multiplied back
 in one go, here and in ComfyUI; all rows of an expert have the same.
+
+An nvfp4 layer becomes ``X.comfy_quant`` and the three tensors that ``nvfp4`` describes: ``X.weight``,
+``X.weight_scale`` for the blocks and ``X.weight_scale_2`` for all of it. Stacked experts share the last, as ComfyUI's
+layers take but one, and lose nothing by it: block scales keep all their digits over a range of 28,000 to 1, so experts
+of different size differ in these alone.
 """
 
 import json
@@ -21,9 +26,10 @@ import torch
 from torch import Tensor
 
 from .. import __version__
+from ..checkpoint import nvfp4
 from ..checkpoint.detect import LOCAL_METADATA_KEY, RECEPTIVE_FIELD_METADATA_KEY
 from ..checkpoint.load import check_module
-from ..checkpoint.quantised import dequantised
+from ..checkpoint.quantised import dequantised, packed_weights
 from ..checkpoint.roles import ASSUMED, METADATA_KEY, ROLES
 from ..checkpoint.tensors import TensorEntry, TensorSource
 from ..config import MODALITIES
@@ -35,39 +41,54 @@ from ..text.encoder import PREFIXES as TEXT_PREFIXES
 from ..text.load import EMBEDDED_TOKENIZER, read_config, read_tokenizer
 from .rounding import FLOAT8
 
-BF16, FP8, FP8_SCALED = "bf16", "fp8", "fp8-scaled"
-DTYPES = (BF16, FP8, FP8_SCALED)
+BF16, FP8, FP8_SCALED, NVFP4 = "bf16", "fp8", "fp8-scaled", "nvfp4"
+DTYPES = (BF16, FP8, FP8_SCALED, NVFP4)
 KIND_KEY, DTYPE_KEY, CONVERTER_KEY, SOURCES_KEY = (
     "happyhorse.kind",
     "happyhorse.dtype",
     "happyhorse.converter",
     "happyhorse.sources",
 )
-NOTE = json.dumps({"format": "float8_e4m3fn"}).encode()
+FLOAT8_FORMAT = "float8_e4m3fn"
+"""What ComfyUI's note calls scaled float8."""
 _FLOAT8_KINDS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+
+
+def note(format: str) -> bytes:
+    """ComfyUI's note of how a layer was quantised."""
+    return json.dumps({"format": format}).encode()
 
 
 @dataclass(frozen=True)
 class Planned:
     """One tensor to write: its values from ``entry``, its name and dtype in the new file.
 
-    ``experts`` is 0 where it is only rounded, else the number of row blocks that get a scale of their own.
+    ``format`` is what ComfyUI's note says of a weight that gets scales, empty where it is only rounded. ``experts`` is
+    the number of row blocks that get a float8 scale of their own.
     """
 
     name: str
     entry: TensorEntry
     dtype: torch.dtype
-    experts: int = 0
+    format: str = ""
+    experts: int = 1
 
     def stored(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Names, dtypes and shapes of what this becomes in the file."""
-        found = {self.name: (self.dtype, self.entry.shape)}
-        if self.experts:
-            layer = self.name.removesuffix("weight")
+        if not self.format:
+            return {self.name: (self.dtype, self.entry.shape)}
+        layer = self.name.removesuffix("weight")
+        if self.format == nvfp4.FORMAT:
+            numbers, blocks = nvfp4.stored_shapes(self.entry.shape)
+            found = {
+                self.name: (self.dtype, numbers),
+                f"{layer}weight_scale": (nvfp4.SCALE_DTYPE, blocks),
+                f"{layer}weight_scale_2": (torch.float32, ()),
+            }
+        else:
             shape = (self.entry.shape[0], 1) if self.experts > 1 else ()
-            found[f"{layer}weight_scale"] = (torch.float32, shape)
-            found[f"{layer}comfy_quant"] = (torch.uint8, (len(NOTE),))
-        return found
+            found = {self.name: (self.dtype, self.entry.shape), f"{layer}weight_scale": (torch.float32, shape)}
+        return found | {f"{layer}comfy_quant": (torch.uint8, (len(note(self.format)),))}
 
 
 @dataclass(frozen=True)
@@ -87,10 +108,10 @@ class Plan:
 def make_plan(contents: Contents, dtype: str | None) -> Plan:
     """Decides what is written. ``dtype`` is one of DTYPES; None is bf16, and for the autoencoders no change.
 
-    Raises CheckpointError where tensors are missing, left over, or in float8 already; InputError for a dtype that this
+    Raises CheckpointError where tensors are missing, left over, or quantised already; InputError for a dtype that this
     kind is not written in, and where nothing tells what a transformer is for.
     """
-    loadable = contents.as_loaded(dequantised(contents.source))
+    loadable = contents.as_loaded(dequantised(contents.source, contents.module))
     check_module(contents.module, loadable, ignore=contents.ignore)
     plan = _PLANNERS[contents.kind](contents, dtype)
     metadata = {
@@ -107,9 +128,9 @@ def _transformer(contents: Contents, dtype: str | None) -> Plan:
     file = contents.transformer
     targets = contents.module.state_dict()
     layers = [name for name, target in targets.items() if target.dtype != torch.float32]
-    if dtype in (FP8, FP8_SCALED):
-        _refuse_float8(contents.source, layers)
-    source = _with_exact_bands(dequantised(contents.source), file.config.rope_bands)
+    if dtype in (FP8, FP8_SCALED, NVFP4):
+        _refuse_quantised(contents.source, layers)
+    source = _with_exact_bands(dequantised(contents.source, contents.module), file.config.rope_bands)
     tensors = []
     for name, entry in source.entries.items():
         if targets[name].dtype == torch.float32:
@@ -130,18 +151,21 @@ def _with_exact_bands(source: TensorSource, count: int) -> TensorSource:
 
 
 def _layer(name: str, entry: TensorEntry, dtype: str | None, experts: int) -> Planned:
+    if dtype == NVFP4:
+        return Planned(name, entry, torch.uint8, nvfp4.FORMAT)
     if dtype == FP8_SCALED:
-        return Planned(name, entry, FLOAT8, experts)
+        return Planned(name, entry, FLOAT8, FLOAT8_FORMAT, experts)
     return Planned(name, entry, FLOAT8 if dtype == FP8 else torch.bfloat16)
 
 
-def _refuse_float8(source: TensorSource, layers: list[str]) -> None:
-    already = [name for name in layers if source.dtypes[name] in _FLOAT8_KINDS]
+def _refuse_quantised(source: TensorSource, layers: list[str]) -> None:
+    packed = set(packed_weights(source))
+    already = [name for name in layers if name in packed or source.dtypes[name] in _FLOAT8_KINDS]
     if already:
+        found = nvfp4.FORMAT if already[0] in packed else source.dtypes[already[0]]
         raise CheckpointError(
-            f"{source.path}: {len(already)} of {len(layers)} weights are {source.dtypes[already[0]]} already, first "
-            f"{already[0]}; rounding them again would only lose more. Convert the bfloat16 or float32 file instead, or "
-            "use this one as it is."
+            f"{source.path}: {len(already)} of {len(layers)} weights are {found} already, first {already[0]}; rounding "
+            "them again would only lose more. Convert the bfloat16 or float32 file instead, or use this one as it is."
         )
 
 
@@ -161,10 +185,10 @@ def _role_metadata(file: TransformerFile) -> dict[str, str]:
 def _text_encoder(contents: Contents, dtype: str | None) -> Plan:
     """Matrices of the layers are converted; the word embeddings and the norms stay bfloat16, as released."""
     layers = [name for name in contents.module.state_dict() if name.endswith("_proj.weight")]
-    if dtype in (FP8, FP8_SCALED):
-        _refuse_float8(contents.source, layers)
+    if dtype in (FP8, FP8_SCALED, NVFP4):
+        _refuse_quantised(contents.source, layers)
     path, prefix = contents.path, TEXT_PREFIXES[0]
-    source = dequantised(contents.source)
+    source = dequantised(contents.source, contents.module)
     tensors = [
         _layer(prefix + name, source.entries[name], dtype, 1)
         if name in layers

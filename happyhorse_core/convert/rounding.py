@@ -4,7 +4,7 @@ Plain float8 keeps values as they are and drops digits. Scaled float8 first divi
 value near the largest that float8 holds: nothing overflows, and small weights stay out of the range where float8 has
 few digits or none. Scales are powers of two. Multiplying by one is exact in every dtype, so ComfyUI, which multiplies
 in bfloat16, and this package, which does in float32, get the same weights; any other scale would be rounded itself and
-shift a whole layer.
+shift a whole layer. For nvfp4 the tensor's scale is one too: times a block's scale and a number it is exact as well.
 """
 
 import math
@@ -36,11 +36,11 @@ def largest(tensor: Tensor) -> float:
     return most
 
 
-def scale_for(magnitude: float) -> float:
-    """The smallest power of two by which numbers up to ``magnitude`` fit into float8 once divided."""
+def scale_for(magnitude: float, most: float = torch.finfo(FLOAT8).max) -> float:
+    """The smallest power of two by which numbers up to ``magnitude`` are at most ``most`` once divided."""
     if magnitude == 0.0:
         return 1.0
-    fraction, exponent = math.frexp(magnitude / torch.finfo(FLOAT8).max)
+    fraction, exponent = math.frexp(magnitude / most)
     # Within the exponents of bfloat16, of which float32 has the same.
     return 2.0 ** max(exponent - (fraction == 0.5), -126)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..checkpoint import nvfp4
 from ..checkpoint.files import some
 from ..checkpoint.safetensors_file import SafetensorsFile
 from ..describe.kinds import AUTO, open_kind
@@ -18,7 +19,7 @@ from ..errors import CheckpointError, InputError, OutputError
 from ..progress import Progress, silent
 from .layout import Layout, lay_out
 from .part_file import PartFile, part_of
-from .plan import BF16, FP8_SCALED, NOTE, SOURCES_KEY, Plan, Planned, make_plan
+from .plan import BF16, FP8_SCALED, SOURCES_KEY, Plan, Planned, make_plan, note
 from .rounding import largest, rounded, row_scales, scale_for
 from .source_files import SourceFiles
 
@@ -125,10 +126,11 @@ def _write(
     for planned in plan.tensors:
         tensor = _read(planned, files)
         experts = tensor.chunk(planned.experts) if planned.experts > 1 else (tensor,)
-        magnitudes = [largest(expert) if planned.dtype.is_floating_point else 0.0 for expert in experts]
+        is_number = planned.entry.dtype.is_floating_point
+        magnitudes = [largest(expert) if is_number else 0.0 for expert in experts]
         if math.inf in magnitudes:
             bad.append(planned.name)
-        elif planned.dtype.is_floating_point and not planned.experts and magnitudes[0] > torch.finfo(planned.dtype).max:
+        elif is_number and not planned.format and magnitudes[0] > torch.finfo(planned.dtype).max:
             large.append(planned.name)
         elif not bad and not large:
             _put(writer, planned, experts, magnitudes)
@@ -160,15 +162,22 @@ def _read(planned: Planned, files: SourceFiles) -> Tensor:
 
 
 def _put(writer: _Writer, planned: Planned, experts: Sequence[Tensor], magnitudes: Sequence[float]) -> None:
-    if not planned.experts:
+    if not planned.format:
         writer.put(planned.name, rounded(experts[0], planned.dtype))
         return
     layer = planned.name.removesuffix("weight")
-    scales = [scale_for(magnitude) for magnitude in magnitudes]
-    for expert, scale in zip(experts, scales, strict=True):
-        writer.put(planned.name, rounded(expert, planned.dtype, scale))
-    writer.put(f"{layer}weight_scale", [row_scales(scales, planned.entry.shape[0] if len(scales) > 1 else 1)])
-    writer.put(f"{layer}comfy_quant", [torch.frombuffer(bytearray(NOTE), dtype=torch.uint8)])
+    if planned.format == nvfp4.FORMAT:
+        scale = scale_for(magnitudes[0], nvfp4.LARGEST)
+        for numbers, blocks in nvfp4.quantise(experts[0], scale):
+            writer.put(planned.name, [numbers])
+            writer.put(f"{layer}weight_scale", [blocks])
+        writer.put(f"{layer}weight_scale_2", [torch.tensor(scale)])
+    else:
+        scales = [scale_for(magnitude) for magnitude in magnitudes]
+        for expert, scale in zip(experts, scales, strict=True):
+            writer.put(planned.name, rounded(expert, planned.dtype, scale))
+        writer.put(f"{layer}weight_scale", [row_scales(scales, planned.entry.shape[0] if len(scales) > 1 else 1)])
+    writer.put(f"{layer}comfy_quant", [torch.frombuffer(bytearray(note(planned.format)), dtype=torch.uint8)])
 
 
 def _verify(path: Path, layout: Layout, plan: Plan, digests: Mapping[str, str], progress: Progress) -> None:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..checkpoint.files import some
-from ..checkpoint.quantised import dequantised
+from ..checkpoint.quantised import READABLE_FORMATS, dequantised, packed_weights
 from ..checkpoint.tensors import TensorSource
 from ..config import TransformerConfig
 from ..errors import CheckpointError
@@ -21,7 +21,6 @@ EXTRAS = (
     ".__fp8_scale", "scaled_fp8",
 )  # fmt: skip
 """Ends of the names of what quantised files hold beside the model's own tensors."""
-READABLE = ("float8_e4m3fn", "float8_e5m2")
 LONGEST_VALUE = 120
 
 
@@ -114,8 +113,9 @@ def _quantisation(source: TensorSource) -> tuple[str, set[str]]:
                 formats[str(json.loads(bytes(entry.read().flatten().tolist()))["format"])] += 1
             except (ValueError, TypeError, LookupError):
                 formats["an unreadable note"] += 1
+    of_blocks = {f"{name}_scale" for name in packed_weights(source)}
     per_row = sum(
-        name.endswith((".weight_scale", ".__fp8_scale", ".scale_weight")) and entry.numel > 1
+        name.endswith((".weight_scale", ".__fp8_scale", ".scale_weight")) and entry.numel > 1 and name not in of_blocks
         for name, entry in source.entries.items()
     )
     community = sum(name.endswith((".__fp8_scale", ".scale_weight")) for name in source.names)
@@ -158,6 +158,14 @@ def _metadata(opened: TensorSource) -> list[tuple[str, str]]:
 def _problems(contents: Contents, plain: TensorSource, formats: set[str]) -> list[str]:
     problems = []
     expected = contents.module.state_dict()
+    unreadable = ""
+    if formats <= set(READABLE_FORMATS):
+        try:
+            plain = dequantised(contents.source, contents.module)
+        except CheckpointError as error:
+            unreadable = str(error)
+    else:
+        unreadable = f"only the ComfyUI nodes can read {', '.join(sorted(formats - set(READABLE_FORMATS)))}"
     loaded = contents.as_loaded(plain)
     missing = [name for name in expected if name not in loaded]
     extra = [
@@ -165,7 +173,10 @@ def _problems(contents: Contents, plain: TensorSource, formats: set[str]) -> lis
         for name in loaded.names
         if name not in expected and not any(fnmatchcase(name, glob) for glob in contents.ignore)
     ]
-    packed = {name for name in loaded.names if f"{name.removesuffix('.weight')}{NOTE}" in contents.source}
+    # Without its format nobody knows what shape a layer has.
+    packed = {
+        name for name in loaded.names if unreadable and f"{name.removesuffix('.weight')}{NOTE}" in contents.source
+    }
     wrong = [
         f"{name} {list(loaded.shapes[name])}, expected {list(tensor.shape)}"
         for name, tensor in expected.items()
@@ -179,13 +190,8 @@ def _problems(contents: Contents, plain: TensorSource, formats: set[str]) -> lis
         problems.append(f"{len(wrong)} tensors are of another shape: {some(wrong)}")
     if contents.kind == TEXT_ENCODER and _tokenizer(contents) is None:
         problems.append("there is no tokenizer: put the model's tokenizer.json beside the weights")
-    if formats <= set(READABLE):
-        try:
-            dequantised(contents.source)
-        except CheckpointError as error:
-            problems.append(str(error))
-    else:
-        problems.append(f"only the ComfyUI nodes can read {', '.join(sorted(formats - set(READABLE)))}")
+    if unreadable:
+        problems.append(unreadable)
     return problems
 
 

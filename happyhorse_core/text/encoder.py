@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checkpoint.nvfp4 import rounded_up
 from ..errors import CheckpointError
 from ..progress import Progress, silent
 
@@ -87,7 +88,7 @@ def detect_text_encoder(
     found = {
         "vocab_size": rows["embed_tokens.weight"],
         "hidden_size": hidden,
-        "intermediate_size": rows["layers.0.mlp.gate_proj.weight"],
+        "intermediate_size": _inner_size(shapes, prefix, settings, where),
         "num_hidden_layers": layers,
         "num_attention_heads": q_rows // head_dim,
         "num_key_value_heads": kv_rows // head_dim,
@@ -131,6 +132,14 @@ def _rows(shapes: Mapping[str, tuple[int, ...]], prefix: str, where: str) -> dic
     if missing:
         raise CheckpointError(f"{where}: {len(missing)} tensors of the text encoder are missing: {', '.join(missing)}.")
     return {name: shapes[prefix + name][0] for name in names}
+
+
+def _inner_size(shapes: Mapping[str, tuple[int, ...]], prefix: str, settings: Mapping[str, Any], where: str) -> int:
+    """Rows of the MLP's matrices, without the zeros that fill up packed ones where the config tells how many."""
+    name = f"{prefix}layers.0.mlp.gate_proj.weight"
+    rows = shapes[name][0]
+    size = int(_number(settings, "intermediate_size", rows, where))
+    return size if f"{name}_scale_2" in shapes and rounded_up(size) == rows else rows
 
 
 def _check_settings(settings: Mapping[str, Any], found: Mapping[str, int], where: str) -> None:

@@ -54,7 +54,7 @@ def load_diffusion_model(
     with file.source as source:
         requested = WEIGHT_DTYPES[weight_dtype]
         quantised = requested is None and is_quantised(source)
-        source = with_host_notes(source) if quantised else dequantised(source)
+        source = with_host_notes(source) if quantised else dequantised(source, reference(file.config))
         check_tensors(source, file.config, quantised)
         config = HappyHorseConfig(file.config, file.role)
         choose_dtypes(config, source, requested, quantised)

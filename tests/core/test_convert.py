@@ -1,6 +1,7 @@
 """What the converter writes: values, dtypes, scales and metadata, read back by the format's own library and by ours."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,27 @@ def test_scaled_fp8_has_the_tensors_that_comfyui_expects(models, tmp_path):
         assert torch.equal(found[name], source[name])
 
 
+def test_nvfp4_has_the_tensors_that_comfyui_expects(models, tmp_path):
+    source = tensors_of(models / "distill")
+    convert(models / "distill", tmp_path / "new.safetensors", dtype="nvfp4")
+    found = tensors_of(tmp_path / "new.safetensors")
+    layers = [name.removesuffix(".weight") for name in source if is_linear(name)]
+    extras = {f"{layer}.{what}" for layer in layers for what in ("weight_scale", "weight_scale_2", "comfy_quant")}
+    assert set(found) == set(source) | extras
+    for layer in layers:
+        rows, columns = (-(-size // 16) * 16 for size in source[f"{layer}.weight"].shape)
+        weight, blocks = found[f"{layer}.weight"], found[f"{layer}.weight_scale"]
+        assert (weight.dtype, weight.shape) == (torch.uint8, (rows, columns // 2))
+        assert (blocks.dtype, blocks.shape) == (FLOAT8, (-(-rows // 128) * 128, -(-columns // 64) * 4))
+        scale = found[f"{layer}.weight_scale_2"]
+        assert (scale.dtype, scale.shape) == (torch.float32, ())
+        assert math.frexp(scale.item())[0] == 0.5, "a power of two"
+        assert json.loads(bytes(found[f"{layer}.comfy_quant"].tolist())) == {"format": "nvfp4"}
+    for name in set(source) - {f"{layer}.weight" for layer in layers}:
+        assert torch.equal(found[name], source[name])
+    assert {source[f"{layer}.weight"].shape[0] % 16 for layer in layers} > {0}, "some are filled up with zeros"
+
+
 def assert_close_to(restored: torch.Tensor, source: torch.Tensor) -> None:
     """Float8 of three fraction bits is off by half of its last bit at most, 1/16, where it is not denormal."""
     assert (restored - source).abs().max() <= source.abs().max() / 16
@@ -137,7 +159,7 @@ def relative_error(weight: torch.Tensor, scale: float) -> float:
     return round(float((restored - weight).norm() / weight.norm()), 6)
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [("bf16", 0.02), ("fp8", 0.3), ("fp8-scaled", 0.12)])
+@pytest.mark.parametrize(("dtype", "bound"), [("bf16", 0.02), ("fp8", 0.3), ("fp8-scaled", 0.12), ("nvfp4", 0.3)])
 def test_a_converted_transformer_computes_nearly_the_same(models, tmp_path, dtype, bound):
     convert(models / "distill", tmp_path / "new.safetensors", dtype=dtype)
     for found, expected in zip(outputs(tmp_path / "new.safetensors"), outputs(models / "distill"), strict=True):
@@ -221,15 +243,16 @@ def test_the_source_stays_as_it_was_and_no_part_is_left(models, tmp_path):
 # The other kinds
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp8", "fp8-scaled"])
-def test_text_encoder(models, tmp_path, dtype):
+@pytest.mark.parametrize(("dtype", "bound"), [("bf16", 0), ("fp8", 0.5), ("fp8-scaled", 0.1), ("nvfp4", 0.6)])
+def test_text_encoder(models, tmp_path, dtype, bound):
     source = models / "t5gemma-9b-9b-ul2"
     convert(source, tmp_path / "text.safetensors", dtype=dtype)
     found = tensors_of(tmp_path / "text.safetensors")
     assert bytes(found["tokenizer_json"].tolist()) == (source / "tokenizer.json").read_bytes()
     assert not [name for name in found if "decoder" in name]
     linear = {name for name in found if name.endswith("_proj.weight")}
-    assert {found[name].dtype for name in linear} == {torch.bfloat16 if dtype == "bf16" else FLOAT8}
+    stored = {"bf16": torch.bfloat16, "nvfp4": torch.uint8}.get(dtype, FLOAT8)
+    assert {found[name].dtype for name in linear} == {stored}
     plain = {name for name in found if name.endswith(".weight")} - linear
     assert {found[name].dtype for name in plain} == {torch.bfloat16}
     prompt = "A man in a yellow shirt sits still."
@@ -237,7 +260,7 @@ def test_text_encoder(models, tmp_path, dtype):
         expected = load_text_encoder(source, dtype=torch.float32).encode_prompt(prompt)
         got = load_text_encoder(tmp_path / "text.safetensors", dtype=torch.float32).encode_prompt(prompt)
     error = (got - expected).norm() / expected.norm()
-    assert error == 0 if dtype == "bf16" else 0 < error < (0.5 if dtype == "fp8" else 0.1)
+    assert error == 0 if dtype == "bf16" else 0 < error < bound
 
 
 def test_text_encoder_needs_no_shard_of_the_decoder(models, tmp_path):

@@ -59,7 +59,7 @@ def on_first_progress(act: Callable[[], None], stage: str = "converting") -> Cal
 # What is in the source
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp8", "fp8-scaled"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp8", "fp8-scaled", "nvfp4"])
 def test_every_tensor_that_is_not_finite_is_named(source, target, dtype):
     tensors = tensors_of(source)
     tensors[WEIGHT].view(-1)[-1] = float("nan")
@@ -87,7 +87,7 @@ def test_numbers_that_plain_float8_has_no_room_for(source, target):
     assert found[WEIGHT].float().mul(found[f"{WEIGHT}_scale"])[0, 0] == pytest.approx(500, rel=1 / 16)
 
 
-@pytest.mark.parametrize("dtype", ["fp8", "fp8-scaled"])
+@pytest.mark.parametrize("dtype", ["fp8", "fp8-scaled", "nvfp4"])
 @pytest.mark.parametrize("scaled", [True, False])
 def test_float8_of_what_is_float8_already(source, target, dtype, scaled):
     tensors = community_float8(tensors_of(source))
@@ -97,6 +97,15 @@ def test_float8_of_what_is_float8_already(source, target, dtype, scaled):
     refused(CheckpointError, old, target, "24 of 24 weights", "float8_e4m3fn already", dtype=dtype, role="base")
     convert(old, target, dtype="bf16", role="base")
     assert tensors_of(target)[WEIGHT].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "fp8-scaled", "nvfp4"])
+def test_rounding_what_is_in_four_bits_already(source, target, dtype):
+    packed = source.parent / "packed.safetensors"
+    convert(source, packed, dtype="nvfp4", role="base")
+    refused(CheckpointError, packed, target, "24 of 24 weights are nvfp4 already", WEIGHT.split(".")[0], dtype=dtype)
+    convert(packed, target, dtype="bf16")
+    assert tensors_of(target)[WEIGHT].shape == tensors_of(source)[WEIGHT].shape
 
 
 def test_a_scale_without_its_weight(source, target):

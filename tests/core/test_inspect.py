@@ -93,6 +93,7 @@ def test_what_is_not_used_of_a_file(models, inspected):
         ("bf16", "none"),
         ("fp8", "24 tensors rounded to float8, without scales"),
         ("fp8-scaled", "24 layers float8_e4m3fn (ComfyUI's notes), 16 of them with a scale for each row or expert"),
+        ("nvfp4", "24 layers nvfp4 (ComfyUI's notes)"),
     ],
 )
 def test_converted_transformers(models, inspected, tmp_path, dtype, quantisation):
@@ -165,16 +166,31 @@ def test_a_scale_that_was_lost(models, inspected, tmp_path):
 
 def test_a_format_that_only_comfyui_reads(models, inspected, tmp_path):
     tensors = tensors_of(models / "released/distill")
-    note = torch.frombuffer(bytearray(json.dumps({"format": "nvfp4"}).encode()), dtype=torch.uint8)
+    note = torch.frombuffer(bytearray(json.dumps({"format": "int8_tensorwise"}).encode()), dtype=torch.uint8)
     for name in [name for name in tensors if is_linear(name)]:
-        layer, weight = name.removesuffix(".weight"), tensors[name]
-        tensors[name] = torch.zeros(weight.shape[0], weight.shape[1] // 2, dtype=torch.uint8)
-        tensors |= {f"{layer}.comfy_quant": note.clone(), f"{layer}.weight_scale": torch.ones(weight.shape[0], 1)}
-        tensors[f"{layer}.weight_scale_2"] = torch.tensor(1.0)
+        layer = name.removesuffix(".weight")
+        tensors[name] = torch.zeros(tensors[name].shape, dtype=torch.int8)
+        tensors |= {f"{layer}.comfy_quant": note.clone(), f"{layer}.weight_scale": torch.tensor(1.0)}
     status, answer = inspected(saved(tmp_path / "file.safetensors", tensors))
     assert status == 1
-    assert answer["quantisation"][0].startswith("24 layers nvfp4 (ComfyUI's notes)")
-    assert answer["problem"] == ["only the ComfyUI nodes can read nvfp4"]
+    assert answer["quantisation"][0].startswith("24 layers int8_tensorwise (ComfyUI's notes)")
+    assert answer["problem"] == ["only the ComfyUI nodes can read int8_tensorwise"]
+
+
+def test_a_packed_weight_of_another_size(models, inspected, tmp_path):
+    convert(models / "released/distill", tmp_path / "new.safetensors", dtype="nvfp4")
+    tensors = tensors_of(tmp_path / "new.safetensors")
+    name = "block.layers.2.mlp.down_proj"
+    tensors[f"{name}.weight"] = torch.zeros(96, 88, dtype=torch.uint8)
+    status, answer = inspected(saved(tmp_path / "file.safetensors", tensors))
+    assert (status, answer["problem"]) == (
+        1,
+        [f"1 tensors are of another shape: {name}.weight [96, 176], expected [64, 168]"],
+    )
+    del tensors[f"{name}.weight_scale_2"]
+    status, answer = inspected(saved(tmp_path / "file.safetensors", tensors))
+    assert status == 1
+    assert f"{name}.weight_scale_2 are expected" in answer["problem"][-1]
 
 
 def test_what_is_no_weights(models, inspected, tmp_path):
