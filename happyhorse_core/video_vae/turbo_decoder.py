@@ -347,8 +347,12 @@ def inverse_rms(x: Tensor, eps: float) -> Tensor:
 def normed_with_edges(x: Tensor, activation: Activation) -> Tensor:
     """RMS norm over channels, activation, and the first and last frame repeated: [B, C, T, ...] -> [B, C, T + 2, ...].
 
-    All in one buffer, as the tensors here are the largest of the whole decoder.
+    All in one buffer, as the tensors here are the largest of the whole decoder; a gradient needs the steps apart.
     """
+    if torch.is_grad_enabled() and x.requires_grad:
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(1, keepdim=True) + NORM_EPS)
+        return repeat_edges(activation(normed.to(x.dtype)))
     batch, channels, frames, height, width = x.shape
     out = x.new_empty(batch, channels, frames + 2, height, width)
     middle = out[:, :, 1:-1]

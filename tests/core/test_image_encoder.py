@@ -93,6 +93,15 @@ class TestNumbers:
         pooled = average_down(x, DownStage(channels=4, layers=1, halves_space=True, halves_time=False))
         assert pooled.flatten().tolist() == [1.5, 3.5, 5.5, 7.5]
 
+    def test_gradients_are_those_of_small_differences(self, encoder):
+        image, along = noise(1, 3, 1, 32, 48), noise(1, 3, 1, 32, 48, seed=1)
+        target = torch.randn(1, 48, 1, 2, 3, generator=torch.Generator().manual_seed(2))
+        with torch.no_grad():
+            ahead, behind = ((encoder(image + step * along) * target).sum() for step in (0.003, -0.003))
+        image.requires_grad_(True)
+        (encoder(image) * target).sum().backward()
+        assert float((image.grad * along).sum()) == pytest.approx(float(ahead - behind) / 0.006, rel=0.01)
+
 
 class TestStillFrame:
     def test_a_causal_convolution_shows_a_first_frame_its_last_tap_only(self):

@@ -167,6 +167,22 @@ class TestWindows:
             next(chunks)
 
 
+class TestGradients:
+    def test_they_are_those_of_small_differences(self, weights):
+        decoder, latent = build(weights).requires_grad_(True), noise(2, 48, 8, 2, 1).requires_grad_(True)
+        video = decoder(latent)
+        target = noise(*video.shape, seed=1)
+        (video * target).sum().backward()
+        length = latent.grad.norm()
+        with torch.no_grad():
+            assert torch.allclose(decoder(latent), video, atol=1e-5)
+            ahead, behind = (
+                (decoder(latent + step * latent.grad / length).double() * target).sum() for step in (0.01, -0.01)
+            )
+        assert float(ahead - behind) / 0.02 == pytest.approx(float(length), rel=0.01)
+        assert all(parameter.grad.abs().max() > 0 for parameter in decoder.parameters())
+
+
 class TestDetection:
     def test_the_released_decoder(self):
         released = json.loads((GOLDEN / "full_size_turbo_vaed.json").read_text())
