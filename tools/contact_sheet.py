@@ -58,7 +58,7 @@ def _fit(waveform, rate, seconds):
 
 
 def _draw_wave(waveform, width, loudest):
-    """[channels * WAVE_HEIGHT, width, 3]: for each column the range of its samples, one channel above the other."""
+    """[channels * WAVE_HEIGHT, width, 3]: per column the reach of its samples from 0, one channel above the other."""
     picture = np.full((len(waveform) * WAVE_HEIGHT, width, 3), PAPER, np.uint8)
     edges = np.linspace(0, waveform.shape[1], width + 1).astype(int)
     scale = (WAVE_HEIGHT / 2 - 2) / max(float(loudest), 1e-3)
@@ -66,7 +66,7 @@ def _draw_wave(waveform, width, loudest):
         middle = channel * WAVE_HEIGHT + WAVE_HEIGHT // 2
         for column in range(width):
             piece = samples[edges[column] : max(edges[column + 1], edges[column] + 1)]
-            high, low = (round(float(value) * scale) for value in (piece.max(), piece.min()))
+            high, low = (round(float(value) * scale) for value in (max(piece.max(), 0), min(piece.min(), 0)))
             picture[middle - high : middle - low + 1, column] = CHANNEL_INK[channel % 2]
     return picture
 

@@ -97,7 +97,7 @@ def find_touches(y: Values) -> tuple[float, ...]:
 
     Those within two frames of either end are left out, since their ways are not seen.
     """
-    lowest, _ = signal.find_peaks(y, prominence=0.4 * np.ptp(y), distance=6)
+    lowest, _ = signal.find_peaks(y, prominence=0.25 * np.ptp(y), distance=6)
     touches = []
     for frame in lowest:
         if 2 <= frame < len(y) - 2:
