@@ -48,19 +48,19 @@ MOTION_WORDS = {
         "slides to the left",
         "moves from right to left",
         "glides leftwards",
-        "drifts across the picture to the left",
+        "drifts across to the left",
     ),
     "sliding right": (
         "slides to the right",
         "moves from left to right",
         "glides rightwards",
-        "drifts across the picture to the right",
+        "drifts across to the right",
     ),
     "orbiting": (
         "orbits the centre",
         "goes round and round",
         "travels in a ring around the middle",
-        "keeps orbiting the middle of the picture",
+        "keeps orbiting the middle",
     ),
     "pulsing": (
         "pulses in its place",
