@@ -5,12 +5,12 @@ from typing import Any
 
 import comfy.ops
 import torch
+import torch.nn.functional as F
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 
-from ...happyhorse_core.ops import expert_linear
-from .stacked_float8 import with_stacked_layout
+from .stacked_float8 import dequantised, expert_weights, has_one_scale, padded_linear, with_stacked_layout
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any] | None = None) -> Tensor:
@@ -24,6 +24,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any] | None = 
 
 def host_operations(picked: type) -> type:
     """Adds ``attention``, ``ExpertLinear`` and ``FloatLinear`` to the operations class that the host picked."""
+
+    class Linear(picked.Linear):
+        """The host's layer, with float8 products also at widths that CUDA's kernels don't take as they are."""
+
+        def _forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return padded_linear(x, weight, bias)
 
     class ExpertLinear(picked.Linear):
         """Weights of several modalities stacked along the rows, kept as one tensor so that LoRAs find its name."""
@@ -42,17 +48,42 @@ def host_operations(picked: type) -> type:
         def forward(self, x: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
             """[B, S, in] -> [B, S, out] by each token's own modality; without ``lengths`` by all, [B, S, 3 * out]."""
             comfy.ops.run_every_op()
-            weight, bias, stream = comfy.ops.cast_bias_weight(self, x, offloadable=True)
-            dense = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
-            out = expert_linear(x, dense, bias, (x.shape[1],) if lengths is None else lengths)
+            # Only what is added to the whole stack, as a LoRA is, needs all of it in the dtype that is computed in.
+            kept = x.dtype if self.weight_function else self.weight.dtype
+            weight, bias, stream = comfy.ops.cast_bias_weight(
+                self, x, dtype=kept, bias_dtype=x.dtype, offloadable=True, compute_dtype=x.dtype
+            )
+            spans = [x] if lengths is None else x.split(list(lengths), dim=1)
+            biases = [None] * len(spans) if bias is None else bias.chunk(len(spans))
+            weights = expert_weights(weight, len(spans))
+            parts = [self._expert(*part) for part in zip(spans, weights, biases, strict=True)]
             comfy.ops.uncast_bias_weight(self, weight, bias, stream)
-            return out
+            return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+        def _expert(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            if not isinstance(weight, QuantizedTensor):
+                return F.linear(x, weight.to(x.dtype), bias)
+            if not has_one_scale(weight) or not self._multiplies_float8():
+                return F.linear(x, dequantised(weight, x.dtype), bias)
+            if not x.numel():
+                return x.new_empty(*x.shape[:-1], weight.shape[0])
+            rows = QuantizedTensor.from_float(x.flatten(0, -2), weight._layout_cls, scale=self._input_scale(x.device))
+            return padded_linear(rows, weight, bias).unflatten(0, x.shape[:-1])
+
+        def _multiplies_float8(self) -> bool:
+            """Whether the host's own layers would round their input and multiply in float8, on this device."""
+            return not self._full_precision_mm and not getattr(self, "comfy_force_cast_weights", False)
+
+        def _input_scale(self, device: torch.device) -> Tensor | None:
+            scale = getattr(self, "input_scale", None)
+            return None if scale is None else scale.to(device)
 
     return type(
         "HappyHorseOperations",
         (picked,),
         {
             "attention": staticmethod(attention),
+            "Linear": Linear,
             "ExpertLinear": ExpertLinear,
             # Not the picked class: that one may quantise, or bring every layer to the compute dtype.
             "FloatLinear": comfy.ops.manual_cast.Linear,

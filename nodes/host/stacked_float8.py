@@ -2,18 +2,29 @@
 
 The host's own float8 layout is meant for one scale. With several it works on the CPU, but its CUDA kernels refuse them.
 This layout holds the same tensors and is saved under the same names; it differs in how it multiplies and rounds.
+
+CUDA's float8 products also ask that 16 divides both sides of a weight. The host pads none and multiplies out where a
+product fails. Of the released widths 16 divides neither 7208 nor 13652 nor 27304, so they are padded here.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import comfy.quant_ops
 import torch
+import torch.nn.functional as F
 from comfy.quant_ops import QuantizedTensor, TensorCoreFP8E4M3Layout
 from torch import Tensor
 
 from ...happyhorse_core.config import MODALITIES
 
 NAME = "HappyHorseStackedFP8Layout"
+ROWS_NAME = "HappyHorseRowFP8Layout"
+"""The same for scales that differ within an expert; those can only be multiplied out."""
+HOST_NAME = "TensorCoreFP8E4M3Layout"
+SLICEABLE = (NAME, ROWS_NAME, HOST_NAME, "TensorCoreFP8E5M2Layout")
+ALIGNMENT = 16
 
 
 class StackedFP8Layout(getattr(comfy.quant_ops, "QuantizedLayout", object)):
@@ -47,12 +58,68 @@ class StackedFP8Layout(getattr(comfy.quant_ops, "QuantizedLayout", object)):
 
 
 comfy.quant_ops.register_layout_class(NAME, StackedFP8Layout)
+comfy.quant_ops.register_layout_class(ROWS_NAME, StackedFP8Layout)
 
 
 def with_stacked_layout(weight: Any) -> Any:
     """A loaded weight in this layout where it is float8 with several scales; any other as it is."""
-    if not isinstance(weight, QuantizedTensor) or weight._layout_cls != "TensorCoreFP8E4M3Layout":
+    if not isinstance(weight, QuantizedTensor) or weight._layout_cls != HOST_NAME:
         return weight
-    if weight._params.scale is None or weight._params.scale.numel() == 1:
+    scale = weight._params.scale
+    if scale is None or scale.numel() == 1:
         return weight
-    return torch.nn.Parameter(QuantizedTensor(weight._qdata, NAME, weight._params), requires_grad=False)
+    of_experts = scale.flatten().unflatten(0, (MODALITIES, -1))
+    name = NAME if bool((of_experts == of_experts[:, :1]).all()) else ROWS_NAME
+    return torch.nn.Parameter(QuantizedTensor(weight._qdata, name, weight._params), requires_grad=False)
+
+
+def expert_weights(stack: Tensor, experts: int) -> Sequence[Tensor]:
+    """Views of the rows of each expert. Of a stack in NAME they are in the host's layout, with one scale.
+
+    Quantised kinds whose rows can't be told apart are multiplied out as a whole.
+    """
+    if not isinstance(stack, QuantizedTensor):
+        return stack.chunk(experts)
+    if stack._layout_cls not in SLICEABLE:
+        return stack.dequantize().chunk(experts)
+    if experts == 1:
+        return [stack]
+    scale = stack._params.scale
+    scales = [scale] * experts if scale.numel() == 1 else scale.chunk(experts)
+    if stack._layout_cls == NAME:
+        scales = [of_expert.flatten()[0] for of_expert in scales]
+    name = HOST_NAME if stack._layout_cls == NAME else stack._layout_cls
+    return [_with_data(stack, rows, name, s) for rows, s in zip(stack._qdata.chunk(experts), scales, strict=True)]
+
+
+def _with_data(like: QuantizedTensor, qdata: Tensor, name: str, scale: Tensor) -> QuantizedTensor:
+    return QuantizedTensor(qdata, name, replace(like._params, scale=scale, orig_shape=tuple(qdata.shape)))
+
+
+def has_one_scale(weight: QuantizedTensor) -> bool:
+    """Whether the host can multiply by this weight in float8."""
+    return weight._layout_cls == HOST_NAME
+
+
+def dequantised(weight: QuantizedTensor, dtype: torch.dtype) -> Tensor:
+    """The weight multiplied out in ``dtype``."""
+    return weight.layout_cls.dequantize(weight._qdata, replace(weight._params, orig_dtype=dtype))
+
+
+def padded_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The host's linear layer; where both are float8, with sides made multiples of 16 by zeros. x is [tokens, in]."""
+    both = isinstance(x, QuantizedTensor) and isinstance(weight, QuantizedTensor)
+    if not both or (x._layout_cls, weight._layout_cls) != (HOST_NAME, HOST_NAME):
+        return F.linear(x, weight, bias)
+    rows, columns = weight.shape
+    below, beside = -rows % ALIGNMENT, -columns % ALIGNMENT
+    if not below and not beside:
+        return F.linear(x, weight, bias)
+    out = F.linear(_padded(x, 0, beside), _padded(weight, below, beside))[:, :rows]
+    return out if bias is None else out + bias
+
+
+def _padded(tensor: QuantizedTensor, below: int, beside: int) -> QuantizedTensor:
+    # As bytes, since float8 tensors can't be padded; the byte 0 is the number 0.
+    qdata = F.pad(tensor._qdata.view(torch.uint8), (0, beside, 0, below)).view(tensor._qdata.dtype)
+    return _with_data(tensor, qdata, tensor._layout_cls, tensor._params.scale)
