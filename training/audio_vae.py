@@ -29,20 +29,25 @@ from happyhorse_core.ops import TorchOps
 from .audio_vae_figures import figures_on_fresh_sounds
 from .audio_vae_loss import latent_pull, sound_loss
 from .audio_vae_sounds import SoundPool
+from .audio_vae_start import start_as_linear_codec
 from .run import load_trained, train
 
 WIDTHS, STRIDES = (4, 32, 96, 192), (16, 16, 8)
 CONFIG = OobleckConfig(2, 64, WIDTHS, STRIDES, WIDTHS, STRIDES)
 NAME = "stable-audio-open-1.0"
-POOL, STEPS, RATE = 80, 5_000, 2.5e-3
+POOL, STEPS, RATE = 80, 4_000, 1.5e-3
 BATCH, PIECE = 8, 12
 """Pieces of a step and their latents."""
+STARTERS = 96
+"""Pieces that set the first weights."""
 WHOLE_BATCH, WHOLE, WHOLE_PART = 2, 51, 0.1
 """The last steps see whole clips."""
 NOISE, LATENT_NOISE = (0.05, 0.2), 0.15
 """Deviations of the noise on a piece's latents, and the one that the file states."""
+NOISE_RAMP = 0.2
+"""The part of the steps in which the noise grows from nothing: what is faint is learnt before it has to be robust."""
 PULL = 0.1
-LOUDNESS, RAMP = (0.03, 1.0), (0.1, 0.35)
+LOUDNESS, RAMP = (0.1, 1.0), (0.05, 0.3)
 """Weight of the spectra's logarithms before and after a part of the steps: from the start, silence would win."""
 
 
@@ -82,7 +87,7 @@ def loudness_weight(progress: float) -> float:
 def losses(vae: Oobleck, waveform: Tensor, progress: float, generator: torch.Generator) -> dict[str, Tensor]:
     """What a step minimises, under ``loss``, and its parts, for pieces [B, 2, N]."""
     latent = vae.encode(waveform)
-    low, high = NOISE
+    low, high = (min(progress / NOISE_RAMP, 1.0) * bound for bound in NOISE)
     spread = low + (high - low) * torch.rand(len(latent), 1, 1, generator=generator)
     made = vae.decode(latent + spread * torch.randn(latent.shape, generator=generator))
     parts = sound_loss(made, waveform)
@@ -179,6 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def train_oobleck(folder: Path, steps: int, minutes: float, seed: int) -> bool:
     """Trains or goes on; whether the run is done."""
     vae, pool = make_oobleck(CONFIG, seed), SoundPool.make(seed, POOL)
+    start_as_linear_codec(vae, pool.draw(STARTERS, PIECE, torch.Generator().manual_seed(seed)))
 
     def step(index: int, generator: torch.Generator) -> dict[str, Tensor]:
         whole = index >= (1 - WHOLE_PART) * steps

@@ -12,6 +12,8 @@ FLOOR = 3e-4
 """Amplitude under which differences of loudness stop to matter, -70 dB."""
 WAVE_FLOOR = 0.01
 """Effective value that every sound has at least where errors are taken relative to it, -40 dB."""
+QUIET_PART = 0.01
+"""Part of the energy of all four channels that each has at least where the error of its magnitudes is weighed."""
 TAIL = 3.0
 """Size of a latent's value from which it counts as an outlier."""
 
@@ -32,7 +34,8 @@ def sound_loss(made: Tensor, wanted: Tensor, windows: Sequence[int] = WINDOWS) -
     convergence, loudness = [], []
     for window in windows:
         a, b = magnitudes(made, window), magnitudes(wanted, window)
-        convergence.append(((a - b).square().sum() / (b.square().sum() + 1e-3) + 1e-12).sqrt())
+        wrong, energy = (a - b).square().sum((0, 2, 3)), b.square().sum((0, 2, 3))
+        convergence.append((wrong / (energy + QUIET_PART * energy.sum() + 1e-3) + 1e-12).sqrt().mean())
         loudness.append(((a + FLOOR).log() - (b + FLOOR).log()).abs().mean())
     return {"wave": wave, "convergence": torch.stack(convergence).mean(), "loudness": torch.stack(loudness).mean()}
 

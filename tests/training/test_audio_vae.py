@@ -14,6 +14,7 @@ from training import audio_vae
 from training.audio_vae import (
     CONFIG,
     LATENT_NOISE,
+    LOUDNESS,
     NAME,
     encode_sounds,
     export,
@@ -24,8 +25,11 @@ from training.audio_vae import (
 )
 from training.audio_vae_figures import figures, latent_line
 from training.audio_vae_loss import latent_pull, magnitudes, sound_loss
-from training.audio_vae_sounds import KINDS, SoundPool
+from training.audio_vae_sounds import KINDS, SoundPool, repeating_speed, sample_sound
+from training.audio_vae_start import start_as_linear_codec
 from training.run import train
+from training.world.scene import sample_scene
+from training.world.sound import PITCH, VOICE_PERIOD
 
 RATE, LATENT = 51_200, 2048
 TINY = OobleckConfig(2, 64, (2, 4, 6, 10), (16, 16, 8), (2, 4, 6, 10), (16, 16, 8))
@@ -70,6 +74,26 @@ def test_fresh_weights_keep_the_variance_and_state_the_noise():
     assert vae.decode(torch.randn(1, 64, 12, generator=seeded())).abs().max() < 3
 
 
+def test_the_start_is_a_codec_in_stereo():
+    """From random weights the error is as large as the sound; here it must be well below, on either side."""
+    vae, pieces = make_oobleck(CONFIG, 3), torch.cat([tone(500.0), tone(300.0, left=0.1, right=0.5)])
+    start_as_linear_codec(vae, pieces)
+    with torch.no_grad():
+        latent = vae.encode(pieces)
+        made = vae.decode(latent)
+    error = (made - pieces)[..., LATENT:-LATENT].square().mean(-1) / pieces.square().mean(-1)
+    assert error.max() < 0.2, error
+    assert latent.std() < 5
+
+
+def test_the_start_leaves_no_weight_without_gradient(pool):
+    vae = make_oobleck(CONFIG, 3)
+    start_as_linear_codec(vae, pool.draw(4, 4, seeded()))
+    losses(vae, pool.draw(2, 3, seeded(1)), 1.0, seeded())["loss"].backward()
+    # A row that reads only spare channels may start without one; no whole tensor may.
+    assert all(weight.grad.abs().max() > 0 for weight in vae.parameters())
+
+
 def test_a_few_steps_make_the_loss_smaller(tmp_path):
     vae, waveform = make_oobleck(TINY, 4), tone(500.0, latents=2)
     first = losses(vae, waveform, 0.0, seeded())["loss"].item()
@@ -78,12 +102,12 @@ def test_a_few_steps_make_the_loss_smaller(tmp_path):
         return losses(vae, waveform, 0.0, generator)
 
     assert train("test", tmp_path, {"vae": vae}, step, steps=15, minutes=2, lr=1e-2, warmup=5)
-    assert losses(vae, waveform, 0.0, seeded())["loss"].item() < 0.85 * first
+    assert losses(vae, waveform, 0.0, seeded())["loss"].item() < 0.92 * first
 
 
 def test_loudness_counts_little_at_first():
-    assert loudness_weight(0.0) == pytest.approx(0.03)
-    assert 0.03 < loudness_weight(0.2) < loudness_weight(0.3) < 1
+    assert loudness_weight(0.0) == pytest.approx(LOUDNESS[0])
+    assert LOUDNESS[0] < loudness_weight(0.1) < loudness_weight(0.2) < 1
     assert loudness_weight(0.5) == pytest.approx(1.0)
 
 
@@ -128,6 +152,21 @@ def test_pieces_follow_the_generator_and_the_length_asked_for(pool):
     assert not torch.equal(pieces, pool.draw(5, 7, seeded(5)))
     assert pool.draw(2, 51, seeded()).shape == (2, 2, 51 * LATENT)
     assert 0.01 < pieces.square().mean().sqrt() < 0.5
+
+
+def test_slowed_sounds_repeat_with_every_latent():
+    rng = np.random.default_rng(8)
+    for motion in ("sliding left", None):
+        scene = sample_scene(rng, motion=motion, kind=None if motion else "face")
+        speed = repeating_speed(scene)
+        pitch = RATE / VOICE_PERIOD[scene.speech.voice] if scene.speech else PITCH[scene.size]
+        assert 0.5 < speed <= 1
+        assert pitch * speed * LATENT / RATE == pytest.approx(round(pitch * speed * LATENT / RATE), abs=1e-9)
+    wave = sample_sound(rng, "sliding left", repeated_part=1.0)
+    start = 20 * LATENT
+    wave /= np.sqrt((wave[:, start : start + LATENT] ** 2).mean(1, keepdims=True))
+    assert wave.shape == (2, 51 * LATENT)
+    assert np.abs(wave[:, start : start + LATENT] - wave[:, start + LATENT : start + 2 * LATENT]).max() < 0.2
 
 
 def test_every_kind_is_drawn(pool):
