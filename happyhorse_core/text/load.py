@@ -13,7 +13,7 @@ from ..checkpoint.source import TensorSource, open_source
 from ..errors import CheckpointError
 from ..ops import TorchOps
 from ..progress import Progress, silent
-from .encoder import PREFIXES, T5GemmaEncoder, detect_text_encoder, encoder_prefix
+from .encoder import PREFIXES, T5GemmaEncoder, TextEncoderConfig, detect_text_encoder, encoder_prefix
 from .tokenizer import GemmaTokenizer
 
 EMBEDDED_TOKENIZER = "tokenizer_json"
@@ -41,6 +41,33 @@ class TextEncoder:
         return hidden.half().float()
 
 
+@dataclass(frozen=True)
+class TextEncoderFile:
+    """A checkpoint that was looked into but not read: the encoder's tensors under their own names, and what they need.
+
+    ``source`` may hold tensors that match IGNORED beside the encoder's.
+    """
+
+    source: TensorSource
+    config: TextEncoderConfig
+    tokenizer: GemmaTokenizer
+
+
+def inspect_text_encoder(path: str | Path) -> TextEncoderFile:
+    """Opens a checkpoint, detects its sizes and reads its tokenizer; see ``load_text_encoder``."""
+    path = Path(path)
+    source = open_source(path, prefix=indexed_prefix(path))
+    encoder = source.sub(encoder_prefix(source.names, str(path)))
+    config = detect_text_encoder(encoder.shapes, read_config(path, source.metadata), str(path))
+    tokenizer = read_tokenizer(path, source)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"{path}: the tokenizer knows {tokenizer.vocab_size} pieces, the encoder {config.vocab_size}. "
+            "Use the tokenizer.json that was published with the encoder."
+        )
+    return TextEncoderFile(encoder, config, tokenizer)
+
+
 def load_text_encoder(
     path: str | Path,
     *,
@@ -55,19 +82,11 @@ def load_text_encoder(
     with tokenizer.json beside it or inside it. ``dtype`` is that of the weights and of the computation. Raises
     CheckpointError where files are missing, damaged, of another model or not of one another.
     """
-    path = Path(path)
-    with open_source(path, prefix=indexed_prefix(path)) as source:
-        encoder = source.sub(encoder_prefix(source.names, str(path)))
-        config = detect_text_encoder(encoder.shapes, read_config(path, source.metadata), str(path))
-        tokenizer = read_tokenizer(path, source)
-        if tokenizer.vocab_size > config.vocab_size:
-            raise CheckpointError(
-                f"{path}: the tokenizer knows {tokenizer.vocab_size} pieces, the encoder {config.vocab_size}. "
-                "Use the tokenizer.json that was published with the encoder."
-            )
-        model = T5GemmaEncoder(config, operations=operations, dtype=dtype, device="meta")
+    file = inspect_text_encoder(path)
+    with file.source as encoder:
+        model = T5GemmaEncoder(file.config, operations=operations, dtype=dtype, device="meta")
         load_module(model, encoder, ignore=IGNORED, device=device, progress=progress)
-    return TextEncoder(model.eval(), tokenizer, dtype)
+    return TextEncoder(model.eval(), file.tokenizer, dtype)
 
 
 def read_tokenizer(path: Path, source: TensorSource) -> GemmaTokenizer:

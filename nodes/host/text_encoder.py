@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -13,11 +14,16 @@ import comfy.supported_models_base
 import torch
 from torch import Tensor, nn
 
+from ...happyhorse_core.checkpoint.quantised import dequantised
+from ...happyhorse_core.checkpoint.source import TensorSource
+from ...happyhorse_core.ops import TorchOps
 from ...happyhorse_core.text.encoder import T5GemmaEncoder, TextEncoderConfig
-from ...happyhorse_core.text.load import load_text_encoder
+from ...happyhorse_core.text.load import IGNORED, inspect_text_encoder
 from ...happyhorse_core.text.tokenizer import GemmaTokenizer
-from .load import DEFAULT, WEIGHT_DTYPES, HostProgress
+from .fill import HostProgress, check_tensors, fill
+from .load import DEFAULT, WEIGHT_DTYPES
 from .ops import host_operations
+from .quantised import QUANT_NOTE, is_quantised, with_host_notes
 
 log = logging.getLogger("happyhorse")
 
@@ -30,27 +36,48 @@ Tokens = dict[str, list[list[tuple[int, float]]]]
 def load_clip(
     path: str, weight_dtype: str = DEFAULT, device: str = DEFAULT, disable_dynamic: bool = False
 ) -> comfy.sd.CLIP:
-    """A T5Gemma checkpoint, folder or file, as a CLIP."""
-    stored = WEIGHT_DTYPES[weight_dtype] or torch.bfloat16
+    """A T5Gemma checkpoint, folder or file, as a CLIP. By default quantised weights stay what they are."""
+    requested = WEIGHT_DTYPES[weight_dtype]
+    stored = requested or torch.bfloat16
     exact = torch.float32 if stored == torch.float32 else torch.bfloat16
-    loaded = load_text_encoder(path, dtype=exact, progress=HostProgress())
-    options: dict[str, Any] = {"dtype": stored}
-    if device == "cpu":
-        options |= {"load_device": torch.device("cpu"), "offload_device": torch.device("cpu")}
-    weights = loaded.model.state_dict()
-    target = comfy.supported_models_base.ClipTarget(
-        partial(HostTokenizer, loaded.tokenizer), partial(HostTextModel, loaded.model.config, exact)
-    )
-    clip = comfy.sd.CLIP(
-        target,
-        parameters=sum(tensor.numel() for tensor in weights.values()),
-        state_dict=[weights],
-        model_options=options,
-        disable_dynamic=disable_dynamic,
-    )
+    file = inspect_text_encoder(path)
+    expected = T5GemmaEncoder(file.config, operations=TorchOps, dtype=exact, device="meta")
+    with file.source as source:
+        quantised = requested is None and is_quantised(source)
+        source = with_host_notes(source) if quantised else dequantised(source, expected)
+        check_tensors(source, expected, quantised, ignore=IGNORED)
+        options: dict[str, Any] = {"dtype": stored}
+        if device == "cpu":
+            options |= {"load_device": torch.device("cpu"), "offload_device": torch.device("cpu")}
+        if quantised:
+            # As the host's own text encoders: weights are widened for each product, inputs are never rounded.
+            layers = comfy.ops.mixed_precision_ops({"mixed_ops": True}, stored, full_precision_mm=True)
+            options["custom_operations"] = layers
+        target = comfy.supported_models_base.ClipTarget(
+            partial(HostTokenizer, file.tokenizer), partial(HostTextModel, file.config, exact)
+        )
+        clip = comfy.sd.CLIP(
+            target,
+            parameters=_parameters(source, stored, quantised),
+            state_dict=[source],  # read by HostTextModel.load_sd, layer by layer
+            model_options=options,
+            disable_dynamic=disable_dynamic,
+        )
     clip.patcher.cached_patcher_init = (load_clip_patcher, (path, weight_dtype, device))
-    log.info("HappyHorse: loaded the text encoder %s: %d layers, weights %s.", path, len(loaded.model.layers), stored)
+    log.info(
+        "HappyHorse: loaded the text encoder %s: %d layers, weights %s.",
+        path,
+        len(file.config.windows),
+        "quantised" if quantised else stored,
+    )
     return clip
+
+
+def _parameters(source: TensorSource, stored: torch.dtype, quantised: bool) -> int:
+    """How many numbers of ``stored`` the model takes, by which the host decides where it begins."""
+    if quantised:
+        return sum(entry.nbytes for entry in source.entries.values()) // stored.itemsize
+    return sum(entry.numel for entry in source.entries.values())
 
 
 def load_clip_patcher(
@@ -91,6 +118,7 @@ class HostTextModel(nn.Module):
     ) -> None:
         super().__init__()
         self.dtypes = {dtype}
+        self.exact = exact
         self.options: dict[str, Any] = {}
         picked = (model_options or {}).get("custom_operations") or comfy.ops.manual_cast
         self.encoder = T5GemmaEncoder(config, operations=host_operations(picked), dtype=dtype, device=device)
@@ -105,9 +133,25 @@ class HostTextModel(nn.Module):
     def reset_clip_options(self) -> None:
         self.options = {}
 
-    def load_sd(self, weights: dict[str, Tensor]) -> tuple[list[str], list[str]]:
-        """Names that are missing and that are left over. The host sets ``can_assign_sd`` where weights stay mapped."""
-        return self.encoder.load_state_dict(weights, strict=False, assign=getattr(self, "can_assign_sd", False))
+    def load_sd(self, source: TensorSource) -> tuple[list[str], list[str]]:
+        """Reads a checkpoint that was checked. No names are missing or left over, the two lists that the host wants.
+
+        The host sets ``can_assign_sd`` where weights stay mapped.
+        """
+        assign = getattr(self, "can_assign_sd", False)
+        (stored,) = self.dtypes
+        known = {name for name in source.names if not any(fnmatchcase(name, glob) for glob in IGNORED)}
+
+        def dtype_of(name: str, tensor: Tensor) -> torch.dtype:
+            layer, _, _ = name.rpartition(".")
+            if not hasattr(self.encoder.get_submodule(layer), "comfy_cast_weights"):
+                return self.exact
+            if layer + QUANT_NOTE in source or (assign and tensor.dtype.itemsize <= stored.itemsize):
+                return tensor.dtype
+            return stored
+
+        fill(self.encoder, source.renamed(lambda name: name if name in known else None), dtype_of, assign=assign)
+        return [], []
 
     def memory_estimation_function(self, tokens: Tokens, device: torch.device | None = None) -> int:
         """Bytes of working memory: the gated layer in float32 and its inputs, for each token."""

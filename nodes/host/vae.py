@@ -23,7 +23,7 @@ from ...happyhorse_core.video_vae.latent_statistics import denormalise, normalis
 from ...happyhorse_core.video_vae.load import load_image_encoder, load_turbo_decoder
 from ...happyhorse_core.video_vae.tiling import OVERLAP, decode_tiles, fitting_tile, window_bytes
 from ...happyhorse_core.video_vae.turbo_decoder import TurboDecoder
-from .load import HostProgress
+from .fill import HostProgress
 from .ops import host_operations
 
 log = logging.getLogger("happyhorse")

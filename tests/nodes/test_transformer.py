@@ -37,7 +37,7 @@ def golden_patcher(metadata):
         )
         host = HappyHorseConfig(config, DISTILLED)
         load.choose_dtypes(host, source, torch.float32, quantised=False)
-        return load.build_patcher(host, lambda: load.read_state(source, host), disable_dynamic=False)
+        return load.build_patcher(host, source, quantised=False, disable_dynamic=False)
 
 
 @pytest.mark.parametrize("path", FORWARDS, ids=lambda path: path.name.split(".")[0])
@@ -174,8 +174,13 @@ def quantised_file(path, scale_name, note):
 
 @pytest.mark.parametrize(
     ("scale_name", "note"),
-    [("{}.weight.__fp8_scale", False), ("{}.weight_scale", True)],
-    ids=["community", "comfy_quant"],
+    [
+        ("{}.weight.__fp8_scale", False),
+        ("{}.weight_scale", True),
+        ("{}.scale_weight", False),
+        ("{}.weight_scale", False),
+    ],
+    ids=["community", "comfy_quant", "old", "without a note"],
 )
 def test_scaled_float8_stays_float8_and_keeps_its_scale(tmp_path, monkeypatch, scale_name, note):
     # As on a GPU: the quantised layers would compute in bfloat16, and bring every plain layer of theirs to it.
@@ -192,20 +197,35 @@ def test_scaled_float8_stays_float8_and_keeps_its_scale(tmp_path, monkeypatch, s
         assert 0 < relative_error(a, b) < 0.1
 
 
-@pytest.mark.parametrize("scale_name", ["{}.scale_weight", "{}.weight.__fp8_scale"], ids=["old", "per row"])
-def test_other_scaled_float8_is_multiplied_out(tmp_path, scale_name):
+@pytest.mark.parametrize("scale_name", ["{}.scale_weight", "{}.weight.__fp8_scale"])
+def test_float8_with_a_scale_for_each_row_is_multiplied_out(tmp_path, scale_name):
     path = quantised_file(tmp_path / "scaled.safetensors", scale_name, note=False)
-    if "__" in scale_name:
-        tensors = load_file(path)
-        for name in [n for n in tensors if n.endswith("__fp8_scale")]:
-            rows = tensors[name.removesuffix(".__fp8_scale")].shape[0]
-            tensors[name] = tensors[name].expand(rows).clone()
-        save_file(tensors, path)
+    tensors = load_file(path)
+    for name in [n for n in tensors if n.endswith(("__fp8_scale", "scale_weight"))]:
+        layer = name.removesuffix(".scale_weight").removesuffix(".weight.__fp8_scale")
+        tensors[name] = tensors[name].expand(tensors[f"{layer}.weight"].shape[0]).clone()
+    save_file(tensors, path)
     model = load.load_diffusion_model(path).model.diffusion_model
     assert model.block.layers[1].mlp.up_gate_proj.weight.dtype == torch.float32
     streams = random_streams()
     exact = call(tiny.model().model.diffusion_model, streams)
     assert 0 < relative_error(call(model, streams)[0], exact[0]) < 0.1
+
+
+def test_the_hosts_older_scaled_files(tmp_path, monkeypatch):
+    """A mark for the whole file, scales for inputs too; two numbers in the mark ask for full precision."""
+    monkeypatch.setattr(comfy.model_management, "unet_manual_cast", lambda *args, **kwargs: torch.bfloat16)
+    path = quantised_file(tmp_path / "scaled.safetensors", "{}.scale_weight", note=False)
+    tensors = load_file(path)
+    layer = "block.layers.1.mlp.up_gate_proj"
+    for count in (0, 2):
+        tensors["scaled_fp8"] = torch.zeros(count, dtype=torch.float8_e4m3fn)
+        tensors[f"{layer}.scale_input"] = torch.tensor(0.5)
+        save_file(tensors, path)
+        module = load.load_diffusion_model(path).model.diffusion_model.get_submodule(layer)
+        assert module.weight._params.scale == tensors[f"{layer}.scale_weight"]
+        assert module.input_scale == 0.5
+        assert module._full_precision_mm_config == (count == 2)
 
 
 def merged_bf16(path):

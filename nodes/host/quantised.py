@@ -1,0 +1,67 @@
+"""Quantised checkpoints under the names by which the host's quantised layers know them."""
+
+import json
+import math
+from dataclasses import replace
+
+import torch
+
+from ...happyhorse_core.checkpoint.source import TensorSource
+from ...happyhorse_core.checkpoint.tensors import TensorEntry
+
+QUANT_NOTE = ".comfy_quant"
+QUANT_EXTRAS = (QUANT_NOTE, ".weight_scale", ".weight_scale_2", ".input_scale", ".pre_quant_scale")
+FOREIGN_SCALES = (".weight.__fp8_scale", ".scale_weight", ".weight_scale")
+"""Ends of the names of float8 scales in files of other programs, and of the host's own before it wrote notes."""
+OLD_INPUT_SCALE = ".scale_input"
+OLD_MARK = "scaled_fp8"
+"""A tensor of the host's older files; with two elements it asks for products in full precision."""
+FLOAT8_NOTE = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}
+
+
+def is_quantised(source: TensorSource) -> bool:
+    """Whether the host's quantised layers can keep the weights: ones that it noted itself, or plain scaled float8."""
+    scales = _foreign_scales(source)
+    if not scales:
+        return any(name.endswith(QUANT_NOTE) for name in source.names)
+    return all(_is_one_scale(source, layer, scale) for layer, scale in scales.items())
+
+
+def _foreign_scales(source: TensorSource) -> dict[str, str]:
+    """Layer -> the name of its scale, of layers that have one and no note."""
+    found = {}
+    for name in source.names:
+        for end in FOREIGN_SCALES:
+            layer = name.removesuffix(end)
+            if layer != name and layer + QUANT_NOTE not in source:
+                found[layer] = name
+    return found
+
+
+def _is_one_scale(source: TensorSource, layer: str, scale: str) -> bool:
+    """Whether a scale is one number for a whole float8 weight, the only kind that the host's layers know."""
+    weight = source.entries.get(f"{layer}.weight")
+    return weight is not None and weight.dtype in FLOAT8_NOTE and math.prod(source.entries[scale].shape) == 1
+
+
+def with_host_notes(source: TensorSource) -> TensorSource:
+    """A view in which scaled float8 weights of other programs and older files carry the host's names and notes."""
+    foreign = _foreign_scales(source)
+    marks = [entry for name, entry in source.entries.items() if name.rpartition(".")[2] == OLD_MARK]
+    extra = {"full_precision_matrix_mult": True} if any(mark.numel == 2 for mark in marks) else {}
+    entries = {}
+    for name, entry in source.entries.items():
+        layer = name.removesuffix(OLD_INPUT_SCALE)
+        if name.rpartition(".")[2] == OLD_MARK or name in foreign.values():
+            continue
+        entries[f"{layer}.input_scale" if layer in foreign else name] = entry
+    for layer, scale in foreign.items():
+        entries[f"{layer}.weight_scale"] = source.entries[scale]
+        note = {"format": FLOAT8_NOTE[source.entries[f"{layer}.weight"].dtype], **extra}
+        entries[layer + QUANT_NOTE] = _note(source.entries[scale], note)
+    return source.with_entries(entries)
+
+
+def _note(beside: TensorEntry, content: dict[str, object]) -> TensorEntry:
+    tensor = torch.frombuffer(bytearray(json.dumps(content).encode()), dtype=torch.uint8)
+    return replace(beside, shape=tuple(tensor.shape), dtype=tensor.dtype, read=lambda: tensor)
