@@ -22,6 +22,7 @@ from happyhorse_pack.nodes.host import load, stacked_float8
 from happyhorse_pack.nodes.host.files import resolve_entry
 from happyhorse_pack.nodes.host.text_encoder import load_clip
 from happyhorse_pack.nodes.host.vae import load_audio_vae, load_video_vae
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 STACK, SHARED = "block.layers.0.mlp.down_proj", "block.layers.2.mlp.down_proj"
@@ -211,6 +212,55 @@ def test_text_encoder(tmp_path, dtype, tolerance):
     exact = load_text_encoder(path, dtype=torch.float32).encode_prompt(tiny.PROMPT)
     assert found.shape == exact.shape
     assert (found - exact).norm() < tolerance * exact.norm()
+
+
+def text_output(path: Path, weight_dtype: str = "default") -> tuple[torch.nn.Module, torch.Tensor]:
+    clip = load_clip(str(path), weight_dtype)
+    return clip.cond_stage_model.encoder, clip.encode_from_tokens(clip.tokenize(tiny.PROMPT))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "layout"), [("fp8-scaled", "TensorCoreFP8E4M3Layout"), ("nvfp4", "TensorCoreNVFP4Layout")]
+)
+def test_a_text_encoder_stays_quantised_and_computes_what_it_did_expanded(tmp_path, dtype, layout):
+    """To the bit, since our scales are powers of two: in bfloat16 they round nothing."""
+    path = tmp_path / "text.safetensors"
+    convert(Path(resolve_entry("text_encoders", tiny.TEXT_ENCODER, "")), path, dtype=dtype)
+    encoder, found = text_output(path)
+    for name in ("self_attn.q_proj", "mlp.down_proj"):
+        assert encoder.layers[1].get_submodule(name).weight._layout_cls == f"TensorCore{layout}Layout"
+    assert {encoder.embed_tokens.weight.dtype, encoder.norm.weight.dtype} == {BF16}
+    expanded, expected = text_output(path, "bf16")
+    assert expanded.layers[1].mlp.down_proj.weight.dtype == BF16
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("scale", "mark"), [("weight.__fp8_scale", None), ("scale_weight", 0), ("scale_weight", 2), ("weight_scale", None)]
+)
+def test_scaled_text_encoders_of_other_programs_stay_quantised(tmp_path, scale, mark):
+    """Their scales are any numbers; the host rounds them to bfloat16, by 2^-9 at most."""
+    convert(Path(resolve_entry("text_encoders", tiny.TEXT_ENCODER, "")), tmp_path / "plain.safetensors", dtype="bf16")
+    tensors = load_file(tmp_path / "plain.safetensors")
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        layer = name.removesuffix("weight")
+        factor = tensors[name].float().abs().max() / 448
+        tensors[name] = (tensors[name].float() / factor).to(torch.float8_e4m3fn)
+        tensors[f"{layer}{scale}"] = factor
+        tensors |= {f"{layer}scale_input": torch.tensor(1.0)} if mark is not None else {}
+    tensors |= {"scaled_fp8": torch.zeros(mark, dtype=torch.float8_e4m3fn)} if mark is not None else {}
+    save_file(tensors, tmp_path / "text.safetensors", metadata=metadata_of(tmp_path / "plain.safetensors"))
+    encoder, found = text_output(tmp_path / "text.safetensors")
+    assert encoder.layers[1].mlp.down_proj.weight._qdata.dtype == torch.float8_e4m3fn
+    expanded, expected = text_output(tmp_path / "text.safetensors", "bf16")
+    weight, widened = (model.layers[1].mlp.down_proj.weight for model in (encoder, expanded))
+    assert (weight.dequantize() - widened).abs().max() <= 2**-7 * widened.abs().max()
+    assert (found - expected).norm() < 0.03 * expected.norm()
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata()
 
 
 def test_autoencoders(tmp_path):
