@@ -1,15 +1,18 @@
 """``python benchmarks/full_size.py``: the released sizes on one GPU, random weights, every stage of a 5 s clip.
 
-Needs torch and this checkout, nothing else. The 15.3e9 weights are made on the device itself, in bfloat16 about 29 GiB;
-the arithmetic is that of the released model. Prints seconds, floating-point operations, their rate beside the rate of
-a large matrix product on the same device, peak memory, and the seconds that the released code reports for one H100.
+Needs torch and this checkout, nothing else. The 15.3e9 weights are made on the device itself, in bfloat16 (29 GiB) and
+then in float8 (14 GiB); the arithmetic is that of the released model. Prints seconds, floating-point operations, their
+rate beside the rate of a large matrix product of the same precision on the same device, peak memory, and the seconds
+that the released code reports for one H100; for the decodes the seconds; and for one layer's attention at 1920x1088
+dense, local by slices and local by FlexAttention. On a slow device fewer steps are timed, and what there is no time for
+is left out, so that all of it takes less than 8 minutes.
 """
 
 import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,14 +20,16 @@ if __package__ in (None, ""):
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from benchmarks.flex import flex_local
 from benchmarks.floor import synchronised, timed
-from benchmarks.stages import SHAPES, Size, released_decoder
+from benchmarks.stages import SHAPES, Size, heads, released_decoder, window_share
 from happyhorse_core.checkpoint.detect import detect_transformer
 from happyhorse_core.checkpoint.roles import DISTILLED, SR_540P, SR_1080P, Role
 from happyhorse_core.config import TransformerConfig
-from happyhorse_core.dit.local_attention import frame_groups
+from happyhorse_core.dit.float8 import FLOAT8, Float8Ops, float8_operations, has_float8_products
+from happyhorse_core.dit.local_attention import frame_groups, local_attention
 from happyhorse_core.dit.model import HappyHorseTransformer
 from happyhorse_core.ops import TorchOps
 from happyhorse_core.video_vae.turbo_decoder import TurboDecoder
@@ -50,6 +55,30 @@ STAGES = (
 DECODES = ((448, 256, 0.4), (896, 512, 1.3), (1920, 1088, 5.8))
 FRAMES = 32
 TEXT = 300
+BF16, FP8 = "bfloat16", "float8"
+LIMIT = 400.0
+"""Seconds after which no stage is begun, and that the number of timed steps is chosen by."""
+WEIGHT = 0.02
+FLOAT8_SCALE = 2.0**-11
+
+
+@dataclass
+class Clock:
+    """How long the program has run, by which it decides what there is still time for."""
+
+    device: torch.device
+    limit: float = LIMIT
+
+    def __post_init__(self) -> None:
+        self.start = synchronised(self.device)
+
+    @property
+    def elapsed(self) -> float:
+        return synchronised(self.device) - self.start
+
+    def steps(self, wanted: int, one: float) -> int:
+        """How many steps of ``one`` second each to time, so that no stage takes more than a quarter of what is left."""
+        return max(1, min(wanted, int((self.limit - self.elapsed) / 4 / one)))
 
 
 def released_config(role: Role) -> TransformerConfig:
@@ -58,11 +87,20 @@ def released_config(role: Role) -> TransformerConfig:
     return detect_transformer({n: tuple(s) for n, (_, s) in described.items()}, role=role, where="the released model")
 
 
+def random_weights(shape: torch.Size, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, device=device, dtype=dtype).normal_(std=WEIGHT)
+
+
 def on_device(module: nn.Module, device: torch.device) -> nn.Module:
-    """A module from the meta device with small random weights, made where they stay."""
-    module = module.to_empty(device=device)
-    for parameter in module.parameters():
-        parameter.data.normal_(std=0.02)
+    """A module from the meta device with small random weights, made where they stay, one at a time."""
+    for layer in module.modules():
+        if isinstance(layer, Float8Ops.Linear | Float8Ops.ExpertLinear):
+            weight = random_weights(layer.weight.shape, device, torch.bfloat16).div_(FLOAT8_SCALE)
+            layer.keep_float8(weight.to(FLOAT8), torch.full((), FLOAT8_SCALE, device=device))
+        for name, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+            if tensor.is_meta:
+                made = random_weights(tensor.shape, device, tensor.dtype)
+                setattr(layer, name, nn.Parameter(made) if isinstance(tensor, nn.Parameter) else made)
     return module.eval().requires_grad_(False)
 
 
@@ -90,29 +128,61 @@ def visible_scores(config: TransformerConfig, size: Size, layer: int) -> int:
     return near * frame + rest * size.tokens
 
 
-def product_rate(device: torch.device, side: int) -> float:
-    """Operations per second of a square bfloat16 matrix product: the device's practical limit."""
+def product_rate(device: torch.device, side: int, precision: str) -> float:
+    """Operations per second of a square matrix product: the device's practical limit."""
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    torch.mm(a, b)
-    return 2 * side**3 / min(timed(lambda: torch.mm(a, b), device) for _ in range(10))
+    if precision == FP8 and has_float8_products(device):
+        a, b, one = a.to(FLOAT8), b.to(FLOAT8), torch.ones((), device=device)
+
+        def product() -> Tensor:
+            return torch._scaled_mm(a, b.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+    else:
+
+        def product() -> Tensor:
+            return torch.mm(a, b)
+
+    product()
+    return 2 * side**3 / min(timed(product, device) for _ in range(10))
 
 
 def time_stage(
-    stage: Stage, model: HappyHorseTransformer, config: TransformerConfig, size: Size, device: torch.device
+    stage: Stage, precision: str, model: HappyHorseTransformer, config: TransformerConfig, size: Size, clock: Clock
 ) -> dict[str, object]:
-    """All steps of a stage, after one to warm up."""
+    """A stage's steps, after one to warm up; of few that were timed, the seconds are scaled to all."""
     model.config = config
-    video, audio, text = size.inputs(device)
+    video, audio, text = size.inputs(clock.device)
 
     def step() -> None:
         model(video, audio, text)
 
     step()
-    reset_peak(device)
-    seconds = timed(lambda: [step() for _ in range(stage.steps)], device)
-    return result(
-        stage.name, size.tokens, seconds, stage.steps * operations_per_step(config, size), stage.reported, device
-    )
+    reset_peak(clock.device)
+    first = timed(step, clock.device)
+    steps = clock.steps(stage.steps, first)
+    seconds = (first + timed(lambda: [step() for _ in range(steps - 1)], clock.device)) / steps * stage.steps
+    work = stage.steps * operations_per_step(config, size)
+    return result(stage.name, precision, size.tokens, seconds, work, stage.reported, clock.device)
+
+
+def time_attention(size: Size, radius: int, clock: Clock) -> list[dict[str, object]]:
+    """One layer's attention over a clip: all of it, and local by slices and by FlexAttention."""
+    device, layout = clock.device, size.layout()
+    q, k, v = heads(size, torch.bfloat16, device)
+    scores = 4.0 * size.tokens**2 * q.shape[1] * q.shape[3]
+    flex = flex_local(layout, radius, device)
+    share = window_share(layout, radius)
+    runs = {
+        "attention, dense": (1.0, lambda: TorchOps.attention(q, k, v)),
+        "attention, local by slices": (share, lambda: local_attention(TorchOps.attention, q, k, v, layout, radius, {})),
+        "attention, local by FlexAttention": (share, lambda: flex(q, k, v)),
+    }
+    found = []
+    for name, (part, run) in runs.items():
+        run()
+        reset_peak(device)
+        seconds = min(timed(run, device) for _ in range(3))
+        found.append(result(name, BF16, size.tokens, seconds, part * scores, "", device))
+    return found
 
 
 def time_decode(
@@ -127,7 +197,7 @@ def time_decode(
 
     decode()
     reset_peak(device)
-    return result(f"decode {width} x {height}", "", timed(decode, device), None, reported, device)
+    return result(f"decode {width} x {height}", BF16, "", timed(decode, device), None, reported, device)
 
 
 def reset_peak(device: torch.device) -> None:
@@ -136,12 +206,19 @@ def reset_peak(device: torch.device) -> None:
 
 
 def result(
-    name: str, tokens: int | str, seconds: float, work: float | None, reported: float, device: torch.device
+    name: str,
+    precision: str,
+    tokens: int | str,
+    seconds: float,
+    work: float | None,
+    reported: float | str,
+    device: torch.device,
 ) -> dict[str, object]:
     """One line of the table."""
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     return {
         "stage": name,
+        "precision": precision,
         "tokens": tokens,
         "seconds": round(seconds, 3),
         "TFLOP": "" if work is None else round(work / 1e12, 1),
@@ -164,55 +241,91 @@ def compiled(model: HappyHorseTransformer) -> None:
         layer.compile(dynamic=False)
 
 
-def run(
-    device: torch.device, *, toy: bool, compile_layers: bool, report: Callable[[str], None]
-) -> list[dict[str, object]]:
-    """Times every stage and returns the lines of the table."""
-    start = synchronised(device)
+def run_transformer(
+    precision: str, clock: Clock, *, toy: bool, compile_layers: bool, report: Callable[[dict[str, object]], None]
+) -> None:
+    """The stages of the transformer in one precision, as far as there is time."""
     small = Size(256, 2, 64, 64, 4, 7)
     base = small.config if toy else released_config(DISTILLED)
-    model = HappyHorseTransformer(base, operations=TorchOps, dtype=torch.bfloat16, device="meta")
-    model = on_device(model, device)
+    operations = TorchOps if precision == BF16 else float8_operations(clock.device)
+    model = HappyHorseTransformer(base, operations=operations, dtype=torch.bfloat16, device="meta")
+    model = on_device(model, clock.device)
     if compile_layers:
         compiled(model)
-    found = []
     for stage in STAGES:
         size = small if toy else Size(base.hidden_size, base.num_layers, stage.width, stage.height, FRAMES, TEXT)
         config = base if toy else released_config(stage.role)
         config = replace(config, coords_style=stage.role.coords_style)
-        found.append(time_stage(stage, model, config, size, device))
-        report(f"{synchronised(device) - start:.0f} s: {stage.name}: {found[-1]['seconds']} s")
-    del model
+        if clock.elapsed < clock.limit:
+            # Else what was compiled for one stage would count towards the number after which torch compiles no more.
+            torch.compiler.reset()
+            report(time_stage(stage, precision, model, config, size, clock))
+
+
+def run(
+    clock: Clock,
+    *,
+    toy: bool,
+    compile_layers: bool,
+    precisions: Sequence[str],
+    report: Callable[[dict[str, object]], None],
+) -> None:
+    """Times every stage that there is time for and reports the lines of the table."""
+    device = clock.device
+    for precision in precisions:
+        run_transformer(precision, clock, toy=toy, compile_layers=compile_layers, report=report)
     decoder = on_device(
         TurboDecoder(released_decoder(), operations=TorchOps, dtype=torch.bfloat16, device="meta"), device
     )
     for width, height, reported in ((32, 32, 0.0),) if toy else DECODES:
-        found.append(time_decode(decoder, width, height, reported, 2 if toy else FRAMES, device))
-        report(f"{synchronised(device) - start:.0f} s: {found[-1]['stage']}: {found[-1]['seconds']} s")
-    return found
+        if clock.elapsed < clock.limit:
+            report(time_decode(decoder, width, height, reported, 2 if toy else FRAMES, device))
+    large = STAGES[-1]
+    size, radius = (Size(256, 2, 64, 64, 5, 7), 1) if toy else (Size(5120, 40, large.width, large.height, 32, TEXT), 11)
+    if clock.elapsed < clock.limit:
+        for line in time_attention(size, radius, clock):
+            report(line)
 
 
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--precision", choices=(BF16, FP8), action="append", help="one of the two; default both")
     parser.add_argument("--compile", action="store_true", help="compile each layer with torch.compile")
     parser.add_argument("--toy", action="store_true", help="toy sizes, to try the program itself on any device")
     parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
-    device = torch.device(args.device)
+    device, precisions = torch.device(args.device), args.precision or (BF16, FP8)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    with torch.inference_mode():
-        rate = product_rate(device, 256 if args.toy else 8192)
-        found = run(device, toy=args.toy, compile_layers=args.compile, report=lambda line: print(line, file=sys.stderr))
+    clock, found = Clock(device), []
+
+    def report(line: dict[str, object]) -> None:
+        found.append(line)
+        print(f"{clock.elapsed:.0f} s: {line['stage']}, {line['precision']}: {line['seconds']} s", file=sys.stderr)
+
+    rates = {precision: product_rate(device, 256 if args.toy else 8192, precision) for precision in (BF16, FP8)}
+    try:
+        with torch.inference_mode():
+            run(clock, toy=args.toy, compile_layers=args.compile, precisions=precisions, report=report)
+    finally:
+        # Also what was measured before something failed, on a card that nobody tried before.
+        print_table(name, rates, found, device, args.json)
+
+
+def print_table(
+    name: str, rates: dict[str, float], found: list[dict[str, object]], device: torch.device, target: Path | None
+) -> None:
+    """Prints what was found, and writes it to a file if there is a ``target``."""
     for line in found:
+        rate = rates[line["precision"]]
         line["share of product rate"] = round(line["TFLOP/s"] * 1e12 / rate, 3) if line["TFLOP/s"] != "" else ""
-    head = f"{name}, torch {torch.__version__}, bfloat16, matrix product {rate / 1e12:.0f} TFLOP/s"
-    print(f"{head}\n\n{show(found)}")
-    if args.json:
-        args.json.write_text(
-            json.dumps({"machine": head, "date": time.strftime("%Y-%m-%d"), "stages": found}, indent=2)
-        )
+    products = "in float8" if has_float8_products(device) else "of weights multiplied out to bfloat16"
+    limits = ", ".join(f"{precision} {rate / 1e12:.0f} TFLOP/s" for precision, rate in rates.items())
+    head = f"{name}, torch {torch.__version__}, float8 products {products}, large matrix product: {limits}"
+    print(f"{head}\n\n{show(found) if found else 'Nothing was measured.'}")
+    if target is not None:
+        target.write_text(json.dumps({"machine": head, "date": time.strftime("%Y-%m-%d"), "stages": found}, indent=2))
 
 
 if __name__ == "__main__":

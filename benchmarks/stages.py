@@ -104,19 +104,25 @@ def heads(size: Size, dtype: torch.dtype, device: torch.device) -> tuple[Tensor,
     return tuple(torch.randn(1, n, size.tokens, HEAD_DIM, device=device, dtype=dtype) for n in counts)
 
 
+def window_share(layout: PackedLayout, radius: int) -> float:
+    """The part of dense attention's scores that local attention computes."""
+    rest = layout.audio + layout.text
+    seen = sum(
+        (end - first) * ((high - low) * layout.tokens_per_frame + rest)
+        for first, end, low, high in frame_groups(layout.frames, radius)
+    )
+    tokens = layout.video + rest
+    return (seen * layout.tokens_per_frame + rest * tokens) / tokens**2
+
+
 def local(size: Size, radius: int, dtype: torch.dtype, device: torch.device) -> tuple[Callable, Callable, float]:
     """Local attention, dense attention on the same tensors, and the share of its scores that the windows cover."""
     q, k, v = heads(size, dtype, device)
     layout = size.layout()
-    seen = sum(
-        (end - first) * ((high - low) * layout.tokens_per_frame + layout.audio + layout.text)
-        for first, end, low, high in frame_groups(layout.frames, radius)
-    )
-    scores = seen * layout.tokens_per_frame + (layout.audio + layout.text) * size.tokens
     return (
         lambda: local_attention(TorchOps.attention, q, k, v, layout, radius, {}),
         lambda: TorchOps.attention(q, k, v),
-        scores / size.tokens**2,
+        window_share(layout, radius),
     )
 
 

@@ -5,11 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
+from benchmarks.flex import flex_local
 from benchmarks.floor import Recorder, measure
-from benchmarks.full_size import STAGES, operations_per_step, released_config
-from benchmarks.stages import Size, transformer
+from benchmarks.full_size import BF16, FP8, STAGES, Clock, operations_per_step, released_config, run
+from benchmarks.stages import Size, heads, transformer
+from happyhorse_core.dit.local_attention import local_attention
+from happyhorse_core.ops import TorchOps
 
 ROOT = Path(__file__).parents[2]
 TOY = Size(256, 2, 64, 64, 4, 7)
@@ -55,7 +59,11 @@ def test_the_full_size_program_runs_and_counts_operations(tmp_path: Path) -> Non
     target = tmp_path / "figures.json"
     command = [sys.executable, "benchmarks/full_size.py", "--toy", "--device", "cpu", "--json", str(target)]
     subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300, check=True)
-    assert len(json.loads(target.read_text())["stages"]) == 4
+    found = json.loads(target.read_text())["stages"]
+    transformer_lines = [(line["stage"], line["precision"]) for line in found[:6]]
+    assert transformer_lines == [(stage.name, kind) for kind in (BF16, FP8) for stage in STAGES]
+    assert [line["stage"].split()[0] for line in found[6:]] == ["decode", "attention,", "attention,", "attention,"]
+    assert all(line["seconds"] >= 0 for line in found)
     counted = []
     for stage in STAGES:
         size = Size(5120, 40, stage.width, stage.height, 32, 300)
@@ -63,3 +71,26 @@ def test_the_full_size_program_runs_and_counts_operations(tmp_path: Path) -> Non
     # 99 and 3,800 TFLOP a step are the published model's, counted elsewhere by hand.
     assert abs(counted[0] / 99 - 1) < 0.03
     assert abs(counted[2] / 3800 - 1) < 0.03
+
+
+def test_where_a_device_is_slow_fewer_steps_are_timed_and_stages_left_out() -> None:
+    clock = Clock(torch.device("cpu"), limit=100.0)
+    assert clock.steps(8, one=0.1) == 8
+    assert clock.steps(8, one=7.0) == 3
+    assert clock.steps(8, one=70.0) == 1
+    found: list[dict[str, object]] = []
+    late = Clock(torch.device("cpu"), limit=0.0)
+    run(late, toy=True, compile_layers=False, precisions=(BF16, FP8), report=found.append)
+    assert found == []
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize(("frames", "radius"), [(5, 1), (7, 2), (3, 5)])
+def test_local_attention_by_flex_attention_is_that_by_slices(frames: int, radius: int) -> None:
+    size, device = Size(640, 1, 64, 96, frames, 9), torch.device("cpu")
+    q, k, v = heads(size, torch.float32, device)
+    assert q.shape[1] > k.shape[1]
+    found = flex_local(size.layout(), radius, device)(q, k, v)
+    expected = local_attention(TorchOps.attention, q, k, v, size.layout(), radius, {})
+    assert found.shape == expected.shape
+    assert torch.allclose(found, expected, atol=1e-5)
