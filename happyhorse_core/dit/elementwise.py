@@ -21,14 +21,19 @@ DEVICE_VALUES = 1 << 24
 
 
 def blocks(x: Tensor, lengths: Sequence[int]) -> Iterator[tuple[int, slice]]:
-    """(expert, tokens) of consecutive blocks along axis 1 that lie within one modality each."""
+    """(expert, tokens) of consecutive blocks along axis 1 that lie within one modality each.
+
+    Under ``torch.compile`` one block a modality: compiled code makes no float32 copies, and a loop would tie it to this
+    number of tokens, so that every prompt of another length would be compiled anew.
+    """
+    compiling = torch.compiler.is_compiling()
     per_token = x[:, :1].numel()
     rows = max(1, (CACHED_VALUES if x.device.type == "cpu" else DEVICE_VALUES) // max(1, per_token))
     start = 0
     for expert, length in enumerate(lengths):
         end = start + length
-        for first in range(start, end, rows):
-            yield expert, slice(first, min(first + rows, end))
+        for first in (start,) if compiling else range(start, end, rows):
+            yield expert, slice(first, end if compiling else min(first + rows, end))
         start = end
 
 
