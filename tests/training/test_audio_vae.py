@@ -207,15 +207,15 @@ def test_sounds_are_encoded_as_the_pipeline_does(tmp_path, monkeypatch):
 
 def test_figures_of_a_perfect_sound():
     wanted = click(0.5)
-    found = figures(wanted.copy(), wanted)
+    found = figures(wanted.copy(), wanted, clicks=True)
     assert found["click ms"] == found["clicks off"] == found["place"] == found["pitch %"] == found["lsd dB"] == 0
     assert found["r"] == pytest.approx(1) and found["silence dB"] < -100
 
 
 def test_figures_see_what_is_wrong():
     wanted = click(0.5)
-    assert figures(click(0.52), wanted)["click ms"] == pytest.approx(20, abs=1.5)
-    assert figures(wanted + click(1.2), wanted)["clicks off"] == 1
+    assert figures(click(0.52), wanted, clicks=True)["click ms"] == pytest.approx(20, abs=1.5)
+    assert figures(wanted + click(1.2), wanted, clicks=True)["clicks off"] == 1
     assert figures(0.5 * wanted, wanted)["level dB"] == pytest.approx(6.02, abs=0.1)
     assert figures(wanted[::-1], wanted)["place"] > 0.5
     noisy = wanted + np.float32(1e-3) * np.random.default_rng(0).standard_normal(wanted.shape).astype(np.float32)
