@@ -1,4 +1,4 @@
-"""Pieces of the world's sounds for the audio autoencoder: mostly as they are, some louder, faster or off the grid."""
+"""Pieces of the world's sounds for the audio autoencoder: mostly as they are, some louder, faster or out of step."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from happyhorse_core.geometry import FRAME_RATE, SAMPLES_PER_AUDIO_LATENT
+from happyhorse_core.geometry import SAMPLES_PER_AUDIO_LATENT
 
-from .world.scene import Scene, sample_scene
-from .world.sound import PITCH, VOICE_PERIOD, sound
+from .world.scene import sample_scene
+from .world.sound import sound
 
 KINDS = {"bouncing": 0.25, "sliding left": 0.1, "sliding right": 0.1, "orbiting": 0.1, "pulsing": 0.2, "speaking": 0.25}
 """How often each kind of sound is drawn."""
-REPEATED_PART = 0.5
-"""The part of clips played so much slower that their pitch repeats with every latent."""
 FASTER_PART, SPEEDS = 0.1, (0.8, 1.12)
 LOUDER_PART, GAINS = 0.2, (0.4, 1.25)
 UNALIGNED_PART = 0.15
@@ -29,29 +27,11 @@ HEARD, TRIES = 0.01, 4
 Waves = NDArray[np.float32]
 
 
-def sample_sound(
-    rng: np.random.Generator, kind: str, *, held_out: bool | None = False, repeated_part: float = 0.0
-) -> Waves:
-    """[2, 51 * 2048]: the sound of a random scene of a kind of KINDS.
-
-    In ``repeated_part`` of the cases it is played so much slower that its pitch repeats with every latent.
-    """
+def sample_sound(rng: np.random.Generator, kind: str, *, held_out: bool | None = False) -> Waves:
+    """[2, 51 * 2048]: the sound of a random scene of a kind of KINDS."""
     if kind == "speaking":
-        scene = sample_scene(rng, kind="face")
-    else:
-        scene = sample_scene(rng, held_out=held_out, motion=kind)
-    wave = sound(scene)
-    speed = repeating_speed(scene) if rng.random() < repeated_part else 1.0
-    return wave if speed == 1 else _played(wave, wave.shape[1], speed).astype(np.float32)
-
-
-def repeating_speed(scene: Scene) -> float:
-    """At which speed, at most 1, the steady pitch of a scene has whole periods in a latent."""
-    if scene.speech is None:
-        pitch = PITCH[scene.size]
-        return pitch // FRAME_RATE * FRAME_RATE / pitch
-    period = VOICE_PERIOD[scene.speech.voice]
-    return period / 2 ** int(np.ceil(np.log2(period)))
+        return sound(sample_scene(rng, kind="face"))
+    return sound(sample_scene(rng, held_out=held_out, motion=kind))
 
 
 @dataclass(frozen=True)
@@ -64,10 +44,7 @@ class SoundPool:
     def make(cls, seed: int, per_kind: int) -> "SoundPool":
         """Clips of scenes of the seed."""
         rng = np.random.default_rng(seed)
-        clips = {
-            kind: [sample_sound(rng, kind, repeated_part=REPEATED_PART) for _ in range(per_kind)] for kind in KINDS
-        }
-        return cls(clips)
+        return cls({kind: [sample_sound(rng, kind) for _ in range(per_kind)] for kind in KINDS})
 
     def draw(self, batch: int, latents: int, generator: torch.Generator) -> Tensor:
         """[batch, 2, latents * 2048]: pieces of random clips."""

@@ -48,10 +48,12 @@ def make_clips(folder: Path, count: int, seed: int, video_run: Path, audio_run: 
             scenes = [scene_of(seed, index) for index in range(first, first + BATCH)]
             pictures = torch.from_numpy(np.stack([draw(scene) for scene in scenes]))
             waves = torch.from_numpy(np.stack([sound(scene) for scene in scenes]))
-            videos.append(encode_clips(video_encoder, pictures).half())
+            with torch.autocast("cpu", torch.bfloat16):  # the command line's precision
+                videos.append(encode_clips(video_encoder, pictures).half())
             sounds.append(encode_sounds(sound_encoder, waves).half())
         part = _part(folder, start)
-        save_file({"video": torch.cat(videos), "audio": torch.cat(sounds)}, part.with_suffix(".part"))
+        made = {"video": torch.cat(videos).contiguous(), "audio": torch.cat(sounds).contiguous()}
+        save_file(made, part.with_suffix(".part"))
         part.with_suffix(".part").replace(part)
 
 

@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if (options.runs / run).exists():
             export_transformer(options.runs / run, options.to / folder)
     text.export(options.runs / "text", options.to)
-    video_vae.export(options.runs / "video_vae", options.to)
-    audio_vae.export(options.runs / "audio_vae", options.to)
+    video_vae.export(video_vae.load_modules(options.runs / "video_vae"), options.to)
+    audio_vae.export(audio_vae.load_sound_encoder(options.runs / "audio_vae"), options.to)
     size = sum(path.stat().st_size for path in options.to.rglob("*") if path.is_file())
     print(f"{options.to}: {size / 1e6:.1f} MB")
 

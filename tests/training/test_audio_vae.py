@@ -25,10 +25,9 @@ from training.audio_vae import (
 )
 from training.audio_vae_figures import figures, latent_line
 from training.audio_vae_loss import latent_pull, magnitudes, sound_loss
-from training.audio_vae_sounds import KINDS, SoundPool, repeating_speed, sample_sound
+from training.audio_vae_sounds import KINDS, SoundPool, sample_sound
 from training.audio_vae_start import start_as_linear_codec
 from training.run import train
-from training.world.scene import sample_scene
 from training.world.sound import PITCH, VOICE_PERIOD
 
 RATE, LATENT = 51_200, 2048
@@ -154,15 +153,13 @@ def test_pieces_follow_the_generator_and_the_length_asked_for(pool):
     assert 0.01 < pieces.square().mean().sqrt() < 0.5
 
 
-def test_slowed_sounds_repeat_with_every_latent():
-    rng = np.random.default_rng(8)
-    for motion in ("sliding left", None):
-        scene = sample_scene(rng, motion=motion, kind=None if motion else "face")
-        speed = repeating_speed(scene)
-        pitch = RATE / VOICE_PERIOD[scene.speech.voice] if scene.speech else PITCH[scene.size]
-        assert 0.5 < speed <= 1
-        assert pitch * speed * LATENT / RATE == pytest.approx(round(pitch * speed * LATENT / RATE), abs=1e-9)
-    wave = sample_sound(rng, "sliding left", repeated_part=1.0)
+@pytest.mark.parametrize("pitch", [*PITCH.values(), *(RATE / period for period in VOICE_PERIOD.values())])
+def test_steady_pitches_have_whole_periods_in_a_latent(pitch):
+    assert pitch * LATENT / RATE == pytest.approx(round(pitch * LATENT / RATE), abs=1e-9)
+
+
+def test_a_steady_sound_is_the_same_in_each_latent():
+    wave = sample_sound(np.random.default_rng(8), "sliding left")
     start = 20 * LATENT
     wave /= np.sqrt((wave[:, start : start + LATENT] ** 2).mean(1, keepdims=True))
     assert wave.shape == (2, 51 * LATENT)

@@ -7,16 +7,20 @@ from .scene import RADIUS, SWELL, Scene, Speech, Track, Values, syllable, track_
 
 RATE = 51_200
 SAMPLES_PER_FRAME = 2048
-PITCH = {"small": 880.0, "medium": 560.0, "large": 360.0}
-"""Of clicks and of tones, in Hz: the larger, the lower."""
+PITCH = {"small": 875.0, "medium": 550.0, "large": 350.0}
+"""Of clicks and of tones, in Hz: the larger, the lower.
+
+Multiples of 25, so that a steady tone is the same in each latent of 40 ms: the transformer need not count its waves.
+"""
 
 CLICK_LEVEL, CLICK_SECONDS, CLICK_RISE, CLICK_FALL = 0.75, 0.06, 0.001, 0.014
 TONE_LEVEL, SECOND_HARMONIC = 0.45, 0.25
 PULSE_LEVELS = (0.08, 0.6)
 """Loudness of a pulsing shape's tone at its smallest and at its largest."""
 
-VOICE_PERIOD = {"woman": 233, "man": 427}
-"""Of the vocal cords, in whole samples, so that a period is repeated as it is: 220 and 120 Hz."""
+VOICE_PERIOD = {"woman": 256, "man": 512}
+"""Of the vocal cords, in whole samples, so that a period is repeated as it is, and 8 or 4 of them in a latent: 200 and
+100 Hz."""
 FORMANTS = {"a": (780.0, 1250.0), "e": (440.0, 2050.0), "o": (430.0, 780.0)}
 FORMANT_WIDTH, HIGHEST_PARTIAL = 110.0, 3500.0
 VOICE_LEVEL = 0.16
