@@ -61,6 +61,7 @@ def train(
     warmup: int = 100,
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.99),
+    make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
     ema: float = 0.999,
     clip: float = 1.0,
     sheet: Sheet | None = None,
@@ -71,10 +72,14 @@ def train(
 
     Called again with the same folder it goes on where it was saved last; every step draws from a generator seeded by
     ``seed`` and its index, so a run that was interrupted sees what an uninterrupted one would have seen.
+    ``make_optimizer`` makes another optimizer than AdamW; its learning rate follows the same curve.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, betas=betas)
+    if make_optimizer is None:
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(parameters, lr, betas, weight_decay=weight_decay)
+    else:
+        optimizer = make_optimizer(parameters)
     averages = Averages(modules, ema)
     first, rows = _resume(folder, modules, optimizer, averages)
     ends, saved = time.monotonic() + 60 * minutes, time.monotonic()
