@@ -19,6 +19,7 @@ from happyhorse_core.sampling.guidance import guide
 from happyhorse_core.sampling.schedule import flow_sigmas
 
 from .clips import Clips
+from .muon import Muon
 from .run import Step, load_trained, train
 from .text import load_trained_encoder
 from .transformer import Example, Prompts, make_example, make_transformer, masked_mean
@@ -111,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         steps=options.steps,
         minutes=options.minutes,
         lr=RATE,
+        make_optimizer=lambda parameters: Muon(parameters, RATE),
         seed=options.seed + 1,
         warmup=100,
         ema=0.998,

@@ -25,6 +25,7 @@ from happyhorse_core.sampling.schedule import SHIFT
 from happyhorse_core.text.load import TextEncoder
 
 from .clips import Clips, make_clips
+from .muon import Muon
 from .run import Step, train
 from .text import WIDTH, load_trained_encoder
 
@@ -41,7 +42,7 @@ CONFIG = TransformerConfig(
     mm_layers=(0, LAYERS - 1),
     gelu7_layers=(0,),
 )
-CLIPS, BATCH, STEPS, RATE = 12_000, 16, 12_000, 1.5e-3
+CLIPS, BATCH, STEPS, RATE = 10_000, 16, 12_000, 2e-3
 NEGATIVE_PART, IMAGE_PART, SOUND_PART = 0.1, 0.35, 0.3
 UNSHIFTED_PART = 0.3
 """How many noise levels are drawn evenly; the others as densely as the sampler's steps lie."""
@@ -181,6 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         steps=options.steps,
         minutes=options.minutes,
         lr=RATE,
+        make_optimizer=lambda parameters: Muon(parameters, RATE),
         seed=options.seed,
         warmup=200,
         ema=0.9993,
