@@ -7,10 +7,9 @@ import comfy.ops
 import torch
 import torch.nn.functional as F
 from comfy.ldm.modules.attention import optimized_attention
-from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 
-from .stacked_float8 import dequantised, expert_weights, has_one_scale, padded_linear, with_stacked_layout
+from .stacked_float8 import Float8Rows, expert_weights, padded_linear, with_stacked_layout
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any] | None = None) -> Tensor:
@@ -20,6 +19,20 @@ def attention(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any] | None = 
     """
     grouped = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
     return optimized_attention(q, k, v, q.shape[1], skip_reshape=True, transformer_options=options, **grouped)
+
+
+def apply_expert(layer: torch.nn.Module, x: Tensor, weight: Tensor | Float8Rows, bias: Tensor | None) -> Tensor:
+    """[..., in] -> [..., rows] with the weight of one of a layer's experts, in float8 where the host's layers would."""
+    if not isinstance(weight, Float8Rows):
+        return F.linear(x, weight.to(x.dtype), bias)
+    exact = layer._full_precision_mm or getattr(layer, "comfy_force_cast_weights", False)
+    if exact or not weight.can_multiply:
+        return F.linear(x, weight.multiplied_out(x.dtype), bias)
+    if not x.numel():
+        return x.new_empty(*x.shape[:-1], weight.data.shape[0])
+    scale = getattr(layer, "input_scale", None)
+    out = weight.linear(x.flatten(0, -2), None if scale is None else scale.to(x.device), bias)
+    return out.unflatten(0, x.shape[:-1])
 
 
 def host_operations(picked: type) -> type:
@@ -56,27 +69,9 @@ def host_operations(picked: type) -> type:
             spans = [x] if lengths is None else x.split(list(lengths), dim=1)
             biases = [None] * len(spans) if bias is None else bias.chunk(len(spans))
             weights = expert_weights(weight, len(spans))
-            parts = [self._expert(*part) for part in zip(spans, weights, biases, strict=True)]
+            parts = [apply_expert(self, *part) for part in zip(spans, weights, biases, strict=True)]
             comfy.ops.uncast_bias_weight(self, weight, bias, stream)
             return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-        def _expert(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            if not isinstance(weight, QuantizedTensor):
-                return F.linear(x, weight.to(x.dtype), bias)
-            if not has_one_scale(weight) or not self._multiplies_float8():
-                return F.linear(x, dequantised(weight, x.dtype), bias)
-            if not x.numel():
-                return x.new_empty(*x.shape[:-1], weight.shape[0])
-            rows = QuantizedTensor.from_float(x.flatten(0, -2), weight._layout_cls, scale=self._input_scale(x.device))
-            return padded_linear(rows, weight, bias).unflatten(0, x.shape[:-1])
-
-        def _multiplies_float8(self) -> bool:
-            """Whether the host's own layers would round their input and multiply in float8, on this device."""
-            return not self._full_precision_mm and not getattr(self, "comfy_force_cast_weights", False)
-
-        def _input_scale(self, device: torch.device) -> Tensor | None:
-            scale = getattr(self, "input_scale", None)
-            return None if scale is None else scale.to(device)
 
     return type(
         "HappyHorseOperations",

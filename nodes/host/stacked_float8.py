@@ -9,7 +9,7 @@ product fails. Of the released widths 16 divides neither 7208 nor 13652 nor 2730
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.quant_ops
 import torch
@@ -73,37 +73,41 @@ def with_stacked_layout(weight: Any) -> Any:
     return torch.nn.Parameter(QuantizedTensor(weight._qdata, name, weight._params), requires_grad=False)
 
 
-def expert_weights(stack: Tensor, experts: int) -> Sequence[Tensor]:
-    """Views of the rows of each expert. Of a stack in NAME they are in the host's layout, with one scale.
+class Float8Rows(NamedTuple):
+    """The rows of one expert, a view of the stack, and their scale: one number, or [rows, 1].
 
-    Quantised kinds whose rows can't be told apart are multiplied out as a whole.
+    Not a tensor of the host's quantised class until it has to be: ``torch.compile`` can't see one being made.
     """
+
+    data: Tensor
+    scale: Tensor
+
+    def multiplied_out(self, dtype: torch.dtype) -> Tensor:
+        return self.data.to(dtype).mul_(self.scale.to(dtype))
+
+    @property
+    def can_multiply(self) -> bool:
+        """Whether the host's float8 product takes them."""
+        return self.data.dtype == torch.float8_e4m3fn and self.scale.numel() == 1
+
+    def linear(self, x: Tensor, input_scale: Tensor | None, bias: Tensor | None) -> Tensor:
+        """[tokens, in] -> [tokens, rows], by the host's float8 product, as the host's own layers use it."""
+        params = TensorCoreFP8E4M3Layout.Params(scale=self.scale, orig_dtype=x.dtype, orig_shape=tuple(self.data.shape))
+        rounded = QuantizedTensor.from_float(x, HOST_NAME, scale=input_scale)
+        return padded_linear(rounded, QuantizedTensor(self.data, HOST_NAME, params), bias)
+
+
+def expert_weights(stack: Tensor, experts: int) -> Sequence[Tensor | Float8Rows]:
+    """The rows of each expert. Quantised kinds whose rows can't be told apart are multiplied out as a whole."""
     if not isinstance(stack, QuantizedTensor):
         return stack.chunk(experts)
     if stack._layout_cls not in SLICEABLE:
         return stack.dequantize().chunk(experts)
-    if experts == 1:
-        return [stack]
     scale = stack._params.scale
     scales = [scale] * experts if scale.numel() == 1 else scale.chunk(experts)
-    if stack._layout_cls == NAME:
+    if stack._layout_cls == NAME and experts == MODALITIES:
         scales = [of_expert.flatten()[0] for of_expert in scales]
-    name = HOST_NAME if stack._layout_cls == NAME else stack._layout_cls
-    return [_with_data(stack, rows, name, s) for rows, s in zip(stack._qdata.chunk(experts), scales, strict=True)]
-
-
-def _with_data(like: QuantizedTensor, qdata: Tensor, name: str, scale: Tensor) -> QuantizedTensor:
-    return QuantizedTensor(qdata, name, replace(like._params, scale=scale, orig_shape=tuple(qdata.shape)))
-
-
-def has_one_scale(weight: QuantizedTensor) -> bool:
-    """Whether the host can multiply by this weight in float8."""
-    return weight._layout_cls == HOST_NAME
-
-
-def dequantised(weight: QuantizedTensor, dtype: torch.dtype) -> Tensor:
-    """The weight multiplied out in ``dtype``."""
-    return weight.layout_cls.dequantize(weight._qdata, replace(weight._params, orig_dtype=dtype))
+    return [Float8Rows(data, part) for data, part in zip(stack._qdata.chunk(experts), scales, strict=True)]
 
 
 def padded_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -122,4 +126,4 @@ def padded_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _padded(tensor: QuantizedTensor, below: int, beside: int) -> QuantizedTensor:
     # As bytes, since float8 tensors can't be padded; the byte 0 is the number 0.
     qdata = F.pad(tensor._qdata.view(torch.uint8), (0, beside, 0, below)).view(tensor._qdata.dtype)
-    return _with_data(tensor, qdata, tensor._layout_cls, tensor._params.scale)
+    return QuantizedTensor(qdata, tensor._layout_cls, replace(tensor._params, orig_shape=tuple(qdata.shape)))

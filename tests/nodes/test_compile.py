@@ -9,7 +9,8 @@ import torch
 import torch._dynamo
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy_extras.nodes_torch_compile import TorchCompileModel
-from happyhorse_pack.nodes.host import ops
+from happyhorse_pack.nodes.host import load, ops
+from test_converted import converted
 
 import nodes
 
@@ -66,3 +67,13 @@ def test_steps_and_clips_of_a_size_share_what_was_compiled(role):
     ):
         sample(model, 3, text, steps=1)
         assert compilations.count == 2
+
+
+def test_scaled_float8_weights_are_part_of_the_graph(monkeypatch):
+    monkeypatch.setattr(load.mm, "unet_manual_cast", lambda *args, **kwargs: torch.bfloat16)
+    compilations = Compilations()
+    plain = load.load_diffusion_model(str(converted("fp8-scaled")))
+    model = TorchCompileModel.execute(plain, compilations).args[0]
+    assert torch.allclose(sample(model, 1), sample(plain, 1), atol=1e-5)
+    sample(model, 2)
+    assert compilations.count == 1
