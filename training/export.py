@@ -1,6 +1,6 @@
 """Writes the trained Pony into a folder in the released layout.
 
-    python -m training.export --runs RUNS [--to pony]
+python -m training.export --runs RUNS [--to pony]
 """
 
 import argparse
