@@ -8,9 +8,7 @@ predictions is a clip and not a mean of clips. That is what the sampler of the d
 the clean clip, puts new noise of the next level into it, and predicts again.
 """
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +18,7 @@ from happyhorse_core.sampling.schedule import flow_sigmas
 
 from .clips import Clips
 from .muon import Muon
-from .run import Step, load_trained, train
+from .run import Step, load_trained, run_parser, train
 from .text import load_trained_encoder
 from .transformer import Example, Prompts, make_example, make_transformer, masked_mean
 
@@ -90,12 +88,7 @@ def make_step(student: nn.Module, teacher: nn.Module, clips: Clips, prompts: Pro
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, required=True, help="the folder of all runs")
-    parser.add_argument("--minutes", type=float, default=120, help="stop after so long; the next call goes on")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    options = parser.parse_args(arguments)
+    options = run_parser(__doc__, STEPS).parse_args(arguments)
     runs = options.runs
     prompts = Prompts(load_trained_encoder(runs / "text"))
     clips = Clips(runs / "clips", options.seed, prompts.encoder.tokenizer)

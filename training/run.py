@@ -1,5 +1,6 @@
 """A training loop that can be stopped and taken up again, with averaged weights, curves and sheets of samples."""
 
+import argparse
 import csv
 import math
 import time
@@ -39,6 +40,16 @@ class Averages:
                 held = parameter.clone()
                 parameter.copy_(self.values[name])
                 self.values[name].copy_(held)
+
+
+def run_parser(description: str, steps: int) -> argparse.ArgumentParser:
+    """The options of a run among others: --runs, --minutes, --steps, --seed."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True, help="the folder of all runs")
+    parser.add_argument("--minutes", type=float, default=120, help="stop after so long; the next call goes on")
+    parser.add_argument("--steps", type=int, default=steps, help=f"steps of the whole run (default {steps})")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
 
 
 def learning_rate(index: int, steps: int, peak: float, warmup: int) -> float:

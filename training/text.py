@@ -26,31 +26,20 @@ from happyhorse_core.text.encoder import T5GemmaEncoder, detect_text_encoder
 from happyhorse_core.text.load import TextEncoder
 from happyhorse_core.text.tokenizer import SPECIAL_TOKENS, GemmaTokenizer
 
+from tools.make_tiny_checkpoints import TEXT_CONFIG
+
 from .run import load_trained, train
 from .world.prompts import prompt
 from .world.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, SKINS, VOICES, VOWELS, Scene, sample_scene
 
 WIDTH = 128
-SETTINGS = {
-    "model_type": "t5_gemma_module",
+SETTINGS = TEXT_CONFIG | {
     "hidden_size": WIDTH,
     "intermediate_size": 256,
-    "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 32,
     "query_pre_attn_scalar": 32,
-    "attn_logit_softcapping": 50.0,
-    "final_logit_softcapping": 30.0,
-    "sliding_window": 32,
-    "layer_types": ["sliding_attention", "full_attention"] * 2,
-    "hidden_activation": "gelu_pytorch_tanh",
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "attention_bias": False,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "bos_token_id": 2,
 }
 FACTS: dict[str, tuple[str, ...]] = {
     "shape": (*SHAPES, "face"),

@@ -8,10 +8,8 @@ noise level. The model gets no noise level, as in the released one: it reads it 
 has its first latent frame clean, as image to video will have it, and a part the whole sound, as audio driven will.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +24,7 @@ from happyhorse_core.text.load import TextEncoder
 
 from .clips import Clips, make_clips
 from .muon import Muon
-from .run import Step, train
+from .run import Step, run_parser, train
 from .text import WIDTH, load_trained_encoder
 
 HIDDEN, LAYERS, HEAD_DIM, KV_HEADS = 192, 10, 32, 3
@@ -162,12 +160,7 @@ def make_step(model: nn.Module, clips: Clips, prompts: Prompts) -> Step:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, required=True, help="the folder of all runs")
-    parser.add_argument("--minutes", type=float, default=120, help="stop after so long; the next call goes on")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    options = parser.parse_args(arguments)
+    options = run_parser(__doc__, STEPS).parse_args(arguments)
     runs = options.runs
     make_clips(runs / "clips", CLIPS, options.seed, runs / "video_vae", runs / "audio_vae")
     prompts = Prompts(load_trained_encoder(runs / "text"))
