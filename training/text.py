@@ -25,7 +25,6 @@ from happyhorse_core.ops import TorchOps
 from happyhorse_core.text.encoder import T5GemmaEncoder, detect_text_encoder
 from happyhorse_core.text.load import TextEncoder
 from happyhorse_core.text.tokenizer import SPECIAL_TOKENS, GemmaTokenizer
-
 from tools.make_tiny_checkpoints import TEXT_CONFIG
 
 from .run import load_trained, train
