@@ -26,14 +26,14 @@ class Kernels:
         self.count = 0
 
     def __enter__(self) -> "Kernels":
-        self.library = torch.library.Library("aten", "IMPL")
-        self.library.impl("_scaled_mm", self._first, "CPU", allow_override=True)
+        self.kernels = torch.library.Library("aten", "IMPL")
+        self.kernels.impl("_scaled_mm", self._first, "CPU", allow_override=True)
         if hasattr(torch, "_scaled_mm_v2"):
-            self.library.impl("_scaled_mm_v2", self._second, "CPU", allow_override=True)
+            self.kernels.impl("_scaled_mm_v2", self._second, "CPU", allow_override=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.library._destroy()
+        self.kernels._destroy()
 
     def _first(self, a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, bias: Any = None, *_: Any) -> Tensor:
         assert a.dtype == b.dtype == FLOAT8
