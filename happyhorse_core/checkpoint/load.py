@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from ..progress import Progress, silent
 from .files import SHOWN, some
-from .quantised import dequantised
+from .quantised import dequantised, float8_scale_names
 from .tensors import TensorEntry, TensorSource
 
 
@@ -69,8 +69,7 @@ def _float8_keeper(module: nn.Module, name: str, entry: TensorEntry) -> Callable
 
 def _scale(source: TensorSource, name: str) -> Tensor:
     """The scale of a float8 weight; that there is at most one was seen when the source was looked through."""
-    layer = name.removesuffix("weight")
-    for key in (f"{name}.__fp8_scale", f"{layer}weight_scale", f"{layer}scale_weight"):
+    for key in float8_scale_names(name):
         if key in source:
             return source.read(key)
     return torch.ones(())

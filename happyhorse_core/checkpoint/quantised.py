@@ -76,6 +76,12 @@ def packed_weights(source: TensorSource) -> list[str]:
     ]
 
 
+def float8_scale_names(weight: str) -> tuple[str, str, str]:
+    """The names under which the scale of a float8 weight may stand; at most one does."""
+    layer = _layer(weight)
+    return f"{weight}.__fp8_scale", f"{layer}weight_scale", f"{layer}scale_weight"
+
+
 def _layer(weight: str) -> str:
     """What stands before ``weight`` in a name, with its dot."""
     return weight.removesuffix("weight")
@@ -107,7 +113,7 @@ def _take_scale(name: str, entry: TensorEntry, entries: dict[str, TensorEntry]) 
         _check_format(f"{layer}{_LAYER_FORMAT}", note, _FLOAT8_FORMATS)
     for suffix in _ACTIVATION_SCALES:
         entries.pop(layer + suffix, None)
-    candidates = (f"{name}.__fp8_scale", f"{layer}weight_scale", f"{layer}scale_weight")
+    candidates = float8_scale_names(name)
     keys = [key for key in candidates if key in entries]
     if len(keys) > 1:
         raise CheckpointError(f"{entry.file}: tensor {name}: found two scales, {' and '.join(keys)}; expected one.")
