@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -233,6 +234,8 @@ def _interrupts_blocked() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    # Python's helper for the processes starts with the first of them, and starting it lets the signals through again.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -258,7 +261,9 @@ def _serve(post: _Post, pipe: Connection) -> None:
     except (EOFError, BrokenPipeError):
         return
     except (HappyHorseError, MemoryError, RuntimeError, OSError) as error:
-        pipe.send(_failure(error, post.device))
+        # If the pipe is gone, so is who reads it, and this process ends with it in a moment.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            pipe.send(_failure(error, post.device))
         # Nothing more is read, and whoever is still writing has to know.
         pipe.close()
         # The others wait for this one. If it ended now, they would fail as well, and their errors hide this one.

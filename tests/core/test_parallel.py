@@ -324,6 +324,12 @@ def children(process: subprocess.Popen) -> list[int]:
     return [pid for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
+def deaf(pid: int) -> bool:
+    """Whether a process never sees Ctrl-C."""
+    fields = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool((int(fields["SigBlk"], 16) | int(fields["SigIgn"], 16)) >> (signal.SIGINT - 1) & 1)
+
+
 def still_there(pids: list[int]) -> list[int]:
     return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
@@ -361,11 +367,13 @@ def test_all_processes_end_together(
     os.set_blocking(process.stderr.fileno(), True)
     ranks = children(process)
     assert len(ranks) == 2, seen.decode()
+    heard = [pid for pid in ranks if not deaf(pid)]
     end(process, ranks)
     error = process.communicate(timeout=PATIENCE)[1].decode()
     while still_there(ranks) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not still_there(ranks)
+    assert not heard
     assert process.returncode == status, error
     assert said in error
     assert "Traceback" not in error
