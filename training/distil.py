@@ -17,10 +17,12 @@ from happyhorse_core.sampling.guidance import guide
 from happyhorse_core.sampling.schedule import flow_sigmas
 
 from .clips import Clips
+from .model import make_transformer
 from .muon import Muon
 from .run import Step, load_trained, run_parser, train
+from .sheet import sheet_of
 from .text import load_trained_encoder
-from .transformer import Example, Prompts, make_example, make_transformer, masked_mean
+from .transformer import Example, Prompts, make_example, masked_mean
 
 BATCH, STEPS, RATE = 16, 4_000, 4e-4
 GRID = 40
@@ -109,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed=options.seed + 1,
         warmup=100,
         ema=0.998,
+        sheet=sheet_of(runs, "distilled"),
     )
 
 

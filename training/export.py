@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from tools.make_tiny_checkpoints import write_shards
 
 from . import audio_vae, text, video_vae
+from .model import make_transformer
 from .run import load_trained
-from .transformer import make_transformer
 
 TRANSFORMERS = {"distill": "distill", "base": "base"}
 """Folder of the released layout -> run."""
@@ -22,14 +23,26 @@ LARGE = ("linear_qkv.weight", "linear_proj.weight", "up_gate_proj.weight", "down
 
 
 def export_transformer(run: Path, target: Path) -> None:
-    """Writes the averaged weights of a run as two shards and their index."""
+    """Writes the averaged weights of a run."""
     model = make_transformer(0)
     load_trained(run, {"transformer": model})
+    write_transformer(model, target)
+
+
+def write_transformer(model: nn.Module, target: Path) -> None:
+    """Writes a transformer as two shards and their index."""
     tensors = {
         name: value.to(torch.bfloat16 if name.endswith(LARGE) else torch.float32).contiguous()
         for name, value in model.state_dict().items()
     }
     write_shards(target, tensors, shards=2)
+
+
+def export_autoencoders(runs: Path, target: Path) -> None:
+    """Writes everything but the transformers."""
+    text.export(runs / "text", target)
+    video_vae.export(video_vae.load_modules(runs / "video_vae"), target)
+    audio_vae.export(audio_vae.load_sound_encoder(runs / "audio_vae"), target)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -40,9 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for folder, run in TRANSFORMERS.items():
         if (options.runs / run).exists():
             export_transformer(options.runs / run, options.to / folder)
-    text.export(options.runs / "text", options.to)
-    video_vae.export(video_vae.load_modules(options.runs / "video_vae"), options.to)
-    audio_vae.export(audio_vae.load_sound_encoder(options.runs / "audio_vae"), options.to)
+    export_autoencoders(options.runs, options.to)
     size = sum(path.stat().st_size for path in options.to.rglob("*") if path.is_file())
     print(f"{options.to}: {size / 1e6:.1f} MB")
 

@@ -10,66 +10,26 @@ has its first latent frame clean, as image to video will have it, and a part the
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from happyhorse_core.config import TransformerConfig
-from happyhorse_core.dit.model import HappyHorseTransformer
 from happyhorse_core.negative_prompt import DEFAULT_NEGATIVE_PROMPT
-from happyhorse_core.ops import TorchOps
 from happyhorse_core.sampling.schedule import SHIFT
 from happyhorse_core.text.load import TextEncoder
 
 from .clips import Clips, make_clips
+from .model import make_transformer
 from .muon import Muon
 from .run import Step, run_parser, train
-from .text import WIDTH, load_trained_encoder
+from .sheet import sheet_of
+from .text import load_trained_encoder
 
-HIDDEN, LAYERS, HEAD_DIM, KV_HEADS = 192, 10, 32, 3
-CONFIG = TransformerConfig(
-    hidden_size=HIDDEN,
-    num_layers=LAYERS,
-    num_heads=HIDDEN // HEAD_DIM,
-    num_kv_heads=KV_HEADS,
-    head_dim=HEAD_DIM,
-    video_in_channels=192,
-    audio_in_channels=64,
-    text_in_channels=WIDTH,
-    mm_layers=(0, LAYERS - 1),
-    gelu7_layers=(0,),
-)
 CLIPS, BATCH, STEPS, RATE = 10_000, 16, 12_000, 2e-3
 NEGATIVE_PART, IMAGE_PART, SOUND_PART = 0.1, 0.35, 0.3
 UNSHIFTED_PART = 0.3
 """How many noise levels are drawn evenly; the others as densely as the sampler's steps lie."""
 SHORT_NEGATIVE = "blurry, noisy"
-
-
-class TrainingOps(TorchOps):
-    """Layers as ever; attention as plain products, of which short sequences on a CPU have a much faster gradient."""
-
-    @staticmethod
-    def attention(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any] | None = None) -> Tensor:
-        batch, heads, length, width = q.shape
-        grouped = q.reshape(batch, k.shape[1], -1, width)  # heads that share keys and values, one after another
-        scores = (grouped @ k.transpose(-1, -2)).float() * width**-0.5
-        out = scores.softmax(-1).to(v.dtype) @ v
-        return out.view(batch, heads, length, width).transpose(1, 2).flatten(2)
-
-
-def make_transformer(seed: int) -> HappyHorseTransformer:
-    """The transformer with fresh weights: projections keep the variance, and the first velocities are zero."""
-    torch.manual_seed(seed)
-    model = HappyHorseTransformer(CONFIG, operations=TrainingOps, dtype=torch.float32)
-    for name, weight in model.named_parameters():
-        if weight.ndim == 1 or name.startswith("final_linear"):
-            nn.init.zeros_(weight)
-        else:
-            scale = (2 * LAYERS) ** -0.5 if name.endswith(("linear_proj.weight", "down_proj.weight")) else 1.0
-            nn.init.normal_(weight, std=scale * weight.shape[1] ** -0.5)
-    return model
 
 
 @dataclass(frozen=True)
@@ -179,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed=options.seed,
         warmup=200,
         ema=0.9993,
+        sheet=sheet_of(runs, "base"),
     )
 
 

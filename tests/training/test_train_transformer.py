@@ -7,15 +7,8 @@ from torch import nn
 from happyhorse_core.ops import TorchOps
 from happyhorse_core.sampling.schedule import flow_sigmas
 from training.distil import consistency_loss, teacher_step
-from training.transformer import (
-    CONFIG,
-    TrainingOps,
-    draw_sigmas,
-    flow_loss,
-    make_example,
-    make_transformer,
-    masked_mean,
-)
+from training.model import CONFIG, TrainingOps, make_transformer
+from training.transformer import draw_sigmas, flow_loss, make_example, masked_mean
 
 BATCH, FRAMES = 64, 3
 
