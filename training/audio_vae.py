@@ -30,7 +30,7 @@ from .audio_vae_figures import figures_on_fresh_sounds
 from .audio_vae_loss import latent_pull, sound_loss
 from .audio_vae_sounds import SoundPool
 from .audio_vae_start import start_as_linear_codec
-from .run import load_trained, train
+from .run import add_device, device_of, load_trained, train
 
 WIDTHS, STRIDES = (4, 32, 96, 192), (16, 16, 8)
 CONFIG = OobleckConfig(2, 64, WIDTHS, STRIDES, WIDTHS, STRIDES)
@@ -86,10 +86,11 @@ def loudness_weight(progress: float) -> float:
 
 def losses(vae: Oobleck, waveform: Tensor, progress: float, generator: torch.Generator) -> dict[str, Tensor]:
     """What a step minimises, under ``loss``, and its parts, for pieces [B, 2, N]."""
+    waveform = waveform.to(device_of(vae))
     latent = vae.encode(waveform)
     low, high = (min(progress / NOISE_RAMP, 1.0) * bound for bound in NOISE)
     spread = low + (high - low) * torch.rand(len(latent), 1, 1, generator=generator)
-    made = vae.decode(latent + spread * torch.randn(latent.shape, generator=generator))
+    made = vae.decode(latent + (spread * torch.randn(latent.shape, generator=generator)).to(latent.device))
     parts = sound_loss(made, waveform)
     pull = latent_pull(latent)
     loss = parts["wave"] + parts["convergence"] + loudness_weight(progress) * parts["loudness"] + PULL * pull
@@ -168,6 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help=f"length of the whole run (default {STEPS})")
     parser.add_argument("--threads", type=int, default=1, help="processor cores to use (default 1)")
     parser.add_argument("--seed", type=int, default=0)
+    add_device(parser)
     parser.add_argument("--judge", action="store_true", help="print figures on fresh sounds, and train nothing")
     parser.add_argument("--export", type=Path, help="write the autoencoder under this folder, and nothing else")
     options = parser.parse_args(arguments)
@@ -175,14 +177,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.export is not None:
         export(load_sound_encoder(options.folder), options.export)
         return
-    if options.judge or train_oobleck(options.folder, options.steps, options.minutes, options.seed):
+    if options.judge or train_oobleck(options):
         vae = load_sound_encoder(options.folder)
         for line in figures_on_fresh_sounds(vae, options.seed + 1, noises=(0.0, LATENT_NOISE)):
             print(line)
 
 
-def train_oobleck(folder: Path, steps: int, minutes: float, seed: int) -> bool:
+def train_oobleck(options: argparse.Namespace) -> bool:
     """Trains or goes on; whether the run is done."""
+    steps, seed = options.steps, options.seed
     vae, pool = make_oobleck(CONFIG, seed), SoundPool.make(seed, POOL)
     start_as_linear_codec(vae, pool.draw(STARTERS, PIECE, torch.Generator().manual_seed(seed)))
 
@@ -191,7 +194,8 @@ def train_oobleck(folder: Path, steps: int, minutes: float, seed: int) -> bool:
         pieces = pool.draw(*((WHOLE_BATCH, WHOLE) if whole else (BATCH, PIECE)), generator)
         return losses(vae, pieces, index / steps, generator)
 
-    return train("audio_vae", folder, {"vae": vae}, step, steps=steps, minutes=minutes, lr=RATE, seed=seed, ema=0.998)
+    settings = {"steps": steps, "minutes": options.minutes, "lr": RATE, "seed": seed, "ema": 0.998}
+    return train("audio_vae", options.folder, {"vae": vae}, step, device=options.device, **settings)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from happyhorse_core.sampling.schedule import flow_sigmas
 from .clips import Clips
 from .model import make_transformer
 from .muon import Muon
-from .run import Step, load_trained, run_parser, train
+from .run import Step, device_of, load_trained, run_parser, train
 from .sheet import sheet_of
 from .text import load_trained_encoder
 from .transformer import Example, Prompts, make_example, masked_mean
@@ -75,15 +75,16 @@ def consistency_loss(
 
 def make_step(student: nn.Module, teacher: nn.Module, clips: Clips, prompts: Prompts) -> Step:
     """The training step."""
-    sigmas = flow_sigmas(GRID)
+    sigmas, device = flow_sigmas(GRID), device_of(teacher)
+    negative = prompts.negatives[0].to(device)
 
     def step(index: int, generator: torch.Generator) -> dict[str, Tensor]:
         video, audio, ids = clips.draw(BATCH, generator)
-        text = prompts.embed(ids)
+        text = prompts.embed(ids).to(device)
         position = torch.randint(GRID, (BATCH,), generator=generator)
-        example = make_example(video, audio, sigmas[position], generator)
-        after = sigmas[position + 1]
-        lower = teacher_step(teacher, example, after, text, prompts.negatives[0].expand(BATCH, -1, -1))
+        example = make_example(video, audio, sigmas[position], generator).to(device)
+        after = sigmas[position + 1].to(device)
+        lower = teacher_step(teacher, example, after, text, negative.expand(BATCH, -1, -1))
         return consistency_loss(student, example, lower, after, text)
 
     return step
@@ -97,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     teacher, student = make_transformer(options.seed), make_transformer(options.seed)
     for model in (teacher, student):
         load_trained(runs / "base", {"transformer": model})
-    step = make_step(student, teacher.eval().requires_grad_(False), clips, prompts)
+    teacher.eval().requires_grad_(False).to(options.device)
+    step = make_step(student, teacher, clips, prompts)
     modules = {"transformer": student}
     train(
         "distill",
@@ -109,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lr=RATE,
         make_optimizer=lambda parameters: Muon(parameters, RATE),
         seed=options.seed + 1,
+        device=options.device,
         warmup=100,
         ema=0.998,
         sheet=sheet_of(runs, "distilled"),

@@ -32,7 +32,7 @@ def export_transformer(run: Path, target: Path) -> None:
 def write_transformer(model: nn.Module, target: Path) -> None:
     """Writes a transformer as two shards and their index."""
     tensors = {
-        name: value.to(torch.bfloat16 if name.endswith(LARGE) else torch.float32).contiguous()
+        name: value.cpu().to(torch.bfloat16 if name.endswith(LARGE) else torch.float32).contiguous()
         for name, value in model.state_dict().items()
     }
     write_shards(target, tensors, shards=2)

@@ -49,7 +49,19 @@ def run_parser(description: str, steps: int) -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=120, help="stop after so long; the next call goes on")
     parser.add_argument("--steps", type=int, default=steps, help=f"steps of the whole run (default {steps})")
     parser.add_argument("--seed", type=int, default=0)
+    add_device(parser)
     return parser
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The option --device, which is CUDA where there is any."""
+    usual = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=torch.device, default=torch.device(usual), help=f"default here: {usual}")
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes. What a step draws is drawn on the CPU, the same on every machine, and then moved."""
+    return next(module.parameters()).device
 
 
 def learning_rate(index: int, steps: int, peak: float, warmup: int) -> float:
@@ -75,6 +87,7 @@ def train(
     make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
     ema: float = 0.999,
     clip: float = 1.0,
+    device: torch.device | str = "cpu",
     sheet: Sheet | None = None,
     sheet_every: int = 1000,
     save_every_minutes: float = 3.0,
@@ -83,9 +96,12 @@ def train(
 
     Called again with the same folder it goes on where it was saved last; every step draws from a generator seeded by
     ``seed`` and its index, so a run that was interrupted sees what an uninterrupted one would have seen.
-    ``make_optimizer`` makes another optimizer than AdamW; its learning rate follows the same curve.
+    ``make_optimizer`` makes another optimizer than AdamW; its learning rate follows the same curve. The modules are
+    moved to ``device``; what a step feeds them with is the step's to move.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for module in modules.values():
+        module.to(device)
     parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
     if make_optimizer is None:
         optimizer: torch.optim.Optimizer = torch.optim.AdamW(parameters, lr, betas, weight_decay=weight_decay)

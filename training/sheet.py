@@ -1,6 +1,5 @@
 """Sheets of a transformer in training: clips of a few prompts, made by the shipped loaders and sampler."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,22 +21,26 @@ CLIPS, SEED = 6, 9_999
 
 
 def sheet_of(runs: Path, role: str) -> Sheet:
-    """What draws a sheet of the module ``transformer``, taken for ``role``, with the autoencoders of ``runs``."""
+    """What draws a sheet of the module ``transformer``, taken for ``role``, with the autoencoders of ``runs``.
 
-    def draw(path: Path, modules: Mapping[str, nn.Module]) -> None:
-        with TemporaryDirectory() as folder:
-            export_autoencoders(runs, Path(folder))
-            write_transformer(modules["transformer"], Path(folder) / FOLDERS[role])
-            stack = load_stack(Path(folder), role)
-            clips = dict(make_clips(stack, [_order(number) for number in range(CLIPS)]))
-            sheets = []
-            for number in sorted(clips):
-                part = Path(folder) / f"{number}.png"
-                contact_sheet(clips[number].frames, clips[number].waveform, part, rate=RATE)
-                sheets.append(np.asarray(Image.open(part)))
-        Image.fromarray(np.concatenate(sheets)).save(path)
+    The model that it is made with lies in the folder ``preview`` of the runs.
+    """
+    preview = runs / "preview"
+    export_autoencoders(runs, preview)
+    return lambda path, modules: draw_samples(path, modules["transformer"], preview, role)
 
-    return draw
+
+def draw_samples(path: Path, transformer: nn.Module, models: Path, role: str) -> None:
+    """Writes a sheet of a few clips; ``models`` holds all parts but the transformer, which is put there."""
+    write_transformer(transformer, models / FOLDERS[role])
+    clips = dict(make_clips(load_stack(models, role), [_order(number) for number in range(CLIPS)]))
+    sheets = []
+    with TemporaryDirectory() as folder:
+        for number in sorted(clips):
+            part = Path(folder) / f"{number}.png"
+            contact_sheet(clips[number].frames, clips[number].waveform, part, rate=RATE)
+            sheets.append(np.asarray(Image.open(part)))
+    Image.fromarray(np.concatenate(sheets)).save(path)
 
 
 def _order(number: int) -> Order:

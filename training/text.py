@@ -27,7 +27,7 @@ from happyhorse_core.text.load import TextEncoder
 from happyhorse_core.text.tokenizer import SPECIAL_TOKENS, GemmaTokenizer
 from tools.make_tiny_checkpoints import TEXT_CONFIG
 
-from .run import load_trained, train
+from .run import add_device, load_trained, train
 from .world.prompts import prompt
 from .world.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, SKINS, VOICES, VOWELS, Scene, sample_scene
 
@@ -212,6 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where the run is kept")
     parser.add_argument("--minutes", type=float, default=120, help="stop after so long; the next call goes on")
     parser.add_argument("--seed", type=int, default=0)
+    add_device(parser)
     parser.add_argument("--export", type=Path, help="write the trained encoder under this folder, and nothing else")
     options = parser.parse_args(arguments)
     if options.export is not None:
@@ -221,11 +222,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     def step(index: int, generator: torch.Generator) -> dict[str, Tensor]:
         ids, members = pool.draw(BATCH, generator)
-        hidden = modules["encoder"](ids, compute_dtype=torch.float32)
-        loss, wrong = errors(modules["heads"](hidden), pool.labels[members])
+        hidden = modules["encoder"](ids.to(options.device), compute_dtype=torch.float32)
+        loss, wrong = errors(modules["heads"](hidden), pool.labels[members].to(options.device))
         return {"loss": loss, "wrong": wrong}
 
-    train("text", options.folder, modules, step, steps=STEPS, minutes=options.minutes, lr=RATE, seed=options.seed)
+    settings = {"steps": STEPS, "minutes": options.minutes, "lr": RATE, "seed": options.seed}
+    train("text", options.folder, modules, step, device=options.device, **settings)
+    modules = make_modules(tokenizer, options.seed)
     load_trained(options.folder, modules)
     with torch.no_grad():
         for held_out in (False, True):

@@ -9,7 +9,7 @@ has its first latent frame clean, as image to video will have it, and a part the
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,11 @@ from happyhorse_core.text.load import TextEncoder
 from .clips import Clips, make_clips
 from .model import make_transformer
 from .muon import Muon
-from .run import Step, run_parser, train
+from .run import Step, device_of, run_parser, train
 from .sheet import sheet_of
 from .text import load_trained_encoder
 
-CLIPS, BATCH, STEPS, RATE = 10_000, 16, 12_000, 2e-3
+CLIPS, BATCH, STEPS, RATE = 10_000, 16, 7_000, 2e-3
 NEGATIVE_PART, IMAGE_PART, SOUND_PART = 0.1, 0.35, 0.3
 UNSHIFTED_PART = 0.3
 """How many noise levels are drawn evenly; the others as densely as the sampler's steps lie."""
@@ -42,6 +42,11 @@ class Example:
     noise: tuple[Tensor, Tensor]
     noisy: tuple[Tensor, Tensor]
     sigma: Tensor
+
+    def to(self, device: torch.device) -> "Example":
+        """The same on a device."""
+        parts = [getattr(self, field.name) for field in fields(self)]
+        return Example(*(p.to(device) if isinstance(p, Tensor) else tuple(x.to(device) for x in p) for p in parts))
 
 
 def draw_sigmas(batch: int, generator: torch.Generator) -> Tensor:
@@ -114,7 +119,9 @@ def make_step(model: nn.Module, clips: Clips, prompts: Prompts) -> Step:
             long = drop[1] < 0.5
             keep = BATCH // 2 if long else BATCH
             video, audio, text = video[:keep], audio[:keep], prompts.negatives[long].expand(keep, -1, -1)
-        return flow_loss(model, make_example(video, audio, draw_sigmas(len(video), generator), generator), text)
+        example = make_example(video, audio, draw_sigmas(len(video), generator), generator)
+        device = device_of(model)
+        return flow_loss(model, example.to(device), text.to(device))
 
     return step
 
@@ -137,9 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lr=RATE,
         make_optimizer=lambda parameters: Muon(parameters, RATE),
         seed=options.seed,
+        device=options.device,
         warmup=200,
         ema=0.9993,
         sheet=sheet_of(runs, "base"),
+        sheet_every=2000,
     )
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .muon import Muon
-from .run import load_trained, train
+from .run import add_device, device_of, load_trained, train
 from .video_vae_export import export
 from .video_vae_parts import ClipEncoder, build_decoder, build_image_encoder
 from .video_vae_step import FRAMES, make_step, to_signed
@@ -108,14 +108,16 @@ def check(
 def sheet(path: Path, modules: Mapping[str, nn.Module]) -> None:
     """Draws clips over what comes back of them, without noise and with 0.15 on their latents."""
     rng = np.random.default_rng(CHECK_SEED)
+    device = device_of(modules["decoder"])
     clips = to_signed(torch.from_numpy(np.stack([draw(sample_scene(rng), frames=FRAMES) for _ in range(8)])))
+    clips = clips.to(device)
     latents = ClipEncoder(modules["image"])(clips)
-    noise = 0.15 * torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    noise = 0.15 * torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(device)
     videos = [clips, modules["decoder"](latents), modules["decoder"](latents + noise)]
     rows = torch.stack([to_pictures(video[:, :, ::8]) for video in videos], dim=1)
     # [clips, 3, times, H, W, 3] -> one picture, two clips beside each other.
     image = rows.unflatten(0, (-1, 2)).permute(0, 2, 4, 1, 3, 5, 6)
-    image = image.reshape(image.shape[0] * 3 * 64, -1, 3).numpy()
+    image = image.reshape(image.shape[0] * 3 * 64, -1, 3).cpu().numpy()
     Image.fromarray(image).resize((image.shape[1] * 2, image.shape[0] * 2), Image.Resampling.NEAREST).save(path)
 
 
@@ -130,6 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--decoder", type=Path, metavar="RUN", help="keep the latents of this run, train its decoder on"
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights and clips (default 0)")
+    add_device(parser)
     parser.add_argument("--threads", type=int, default=2, help="of the processor (default 2)")
     parser.add_argument("--check", type=int, metavar="N", help="report on N fresh clips instead of training")
     parser.add_argument("--export", type=Path, metavar="DIR", help="write the released files instead of training")
@@ -146,6 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
             modules["image"].requires_grad_(False)
         step = make_step(modules, steps=options.steps, batch=options.batch, seed=options.seed)
         settings = {"lr": options.rate, "seed": options.seed, "ema": 0.995, "sheet": sheet, "sheet_every": EVERY}
+        settings["device"] = options.device
         settings |= {"steps": options.steps, "minutes": options.minutes}
         train(NAME, options.folder, modules, step, make_optimizer=lambda p: Muon(p, options.rate), **settings)
     return 0

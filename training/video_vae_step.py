@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from happyhorse_core.video_vae.latent_statistics import denormalise
 from happyhorse_core.video_vae.turbo_decoder import TurboDecoder, Window, plan_windows
 
+from .run import device_of
 from .video_vae_parts import GROUP, ClipEncoder
 from .world.draw import draw
 from .world.scene import sample_scene
@@ -118,7 +119,7 @@ def latent_loss(latent: Tensor) -> Tensor:
 def noised(latent: Tensor, generator: torch.Generator) -> Tensor:
     """Adds noise to latents [B, C, T, H, W], of another strength for each clip."""
     amount = NOISE * torch.rand(len(latent), 1, 1, 1, 1, generator=generator)
-    return latent + amount * torch.randn(latent.shape, generator=generator)
+    return latent + (amount * torch.randn(latent.shape, generator=generator)).to(latent.device)
 
 
 def make_step(
@@ -143,8 +144,9 @@ def make_step(
         else:
             start = 0 if rng.random() < 0.3 else int(rng.integers(1, LATENTS - SHORT + 1))
             window = Window(start, start + SHORT, 0, 0)
-        pictures = cut_runs(clips, window.start, min(window.stop, LATENTS) - window.start, rng)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        device = device_of(decoder)
+        pictures = cut_runs(clips, window.start, min(window.stop, LATENTS) - window.start, rng).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             latent = encoder(pictures, starts_clip=window.start == 0).float()
             found, wanted = decode(decoder, noised(latent, generator), window, pictures)
         losses, pull = picture_losses(found, wanted), latent_loss(latent)
@@ -161,7 +163,7 @@ def decode(decoder: TurboDecoder, latent: Tensor, window: Window, pictures: Tens
 
     The window's latents beyond the clip's end are its last one, as when a whole clip is decoded.
     """
-    frames = torch.arange(window.stop - window.start).clamp_(max=latent.shape[2] - 1)
+    frames = torch.arange(window.stop - window.start, device=latent.device).clamp_(max=latent.shape[2] - 1)
     found = decoder.decoder(denormalise(latent.index_select(2, frames)), starts_clip=window.start == 0)
     end = found.shape[2] - window.drop
     return found[:, :, window.skip : end], pictures[:, :, window.skip : end]
