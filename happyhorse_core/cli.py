@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .checkpoint.roles import BASE, DISTILLED, ROLES, SR_540P, SR_1080P
+from .checkpoint.roles import BASE, DISTILLED, ROLES, SR_540P, SR_1080P, Role
 from .convert.command import CONVERT, INSPECT, add_convert, add_inspect, run_convert, run_inspect
 from .dit.ranks import check_devices
 from .errors import HappyHorseError, InputError
@@ -32,6 +32,7 @@ from .model_folder import find_models
 from .negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from .pipeline import Machine, Request, Upscale, check_request, generate, target_shape
 from .progress import Progress
+from .sampling.guidance import RELEASED, Scales
 from .super_resolution import TRAINED_SIZES, shape_warnings
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,11 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_NEGATIVE_PROMPT,
         help="what the base model is guided away from; the distilled model uses none",
     )
+    add(
+        "--guidance",
+        metavar="EARLY,LATE,SOUND",
+        help="how far from it: the picture while its layout is made, then its details, and the sound; default 5,2,5",
+    )
     _add_machine(parser)
     for part in PARTS:
         option = f"--{part.replace('_', '-')}"
@@ -143,6 +149,19 @@ def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
     if match is None:
         raise InputError(f"{option}: found {text!r}, expected width and height in pixels such as 448x256.")
     return int(match[1]), int(match[2])
+
+
+def parse_guidance(text: str | None, role: Role) -> Scales:
+    """'5,2,5' -> the base model's scales. Raises InputError for anything else, and where the model has no guidance."""
+    if text is None:
+        return RELEASED
+    if not role.guided:
+        raise InputError(f"--guidance: the {role.name} model runs without; leave it out or choose --model {BASE.name}.")
+    try:
+        early, late, audio = map(float, text.split(","))
+    except ValueError:
+        raise InputError(f"--guidance: found {text!r}, expected three numbers such as 5,2,5.") from None
+    return Scales(early, late, audio=audio)
 
 
 class Bars:
@@ -219,6 +238,7 @@ def _request(args: argparse.Namespace) -> Request:
     return Request(
         prompt=args.prompt,
         negative_prompt=args.negative_prompt,
+        guidance=parse_guidance(args.guidance, role),
         shape=ClipShape(*_resolve_size(args.size, image), frames),
         seed=secrets.randbits(32) if args.seed is None else args.seed,
         steps=role.steps if args.steps is None else args.steps,

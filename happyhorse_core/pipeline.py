@@ -27,6 +27,7 @@ from .media.video_file import Mp4Writer
 from .memory import activation_bytes, available_bytes, require
 from .model_folder import ModelFiles
 from .progress import Progress, silent
+from .sampling.guidance import MAX_SCALE, RELEASED, Scales
 from .sampling.loop import Velocity, denoise, guided
 from .sampling.schedule import flow_sigmas
 from .sampling.solver import DistilledSolver, Solver, UniPC, seeded_noise
@@ -68,6 +69,7 @@ class Request:
     steps: int
     role: Role = DISTILLED
     negative_prompt: str = ""
+    guidance: Scales = RELEASED
     image: Tensor | None = None
     sound: Tensor | None = None
     upscale: Upscale | None = None
@@ -100,6 +102,10 @@ def check_request(request: Request) -> None:
         raise InputError(f"seed: found {request.seed}, expected 0 to 2^64 - 1.")
     if request.role not in (BASE, DISTILLED):
         raise InputError(f"model: found {request.role.name}, expected {BASE.name} or {DISTILLED.name}.")
+    scales = request.guidance.early, request.guidance.late, request.guidance.audio
+    if not all(0 <= scale <= MAX_SCALE for scale in scales):
+        found = ",".join(f"{scale:g}" for scale in scales)
+        raise InputError(f"guidance: found {found}, expected each to be 0 to {MAX_SCALE:g}.")
     flow_sigmas(request.steps)
     if request.upscale is not None:
         target_shape(request.shape, request.upscale)
@@ -197,6 +203,8 @@ def _settings(request: Request, first: ClipShape, shape: ClipShape, files: Model
     }
     if request.role.guided:
         settings["negative_prompt"] = request.negative_prompt
+        scales = request.guidance
+        settings |= {"guidance_early": scales.early, "guidance_late": scales.late, "guidance_audio": scales.audio}
     if request.upscale is not None:
         settings["super_resolution"] = request.upscale.role.name
         settings["super_resolution_steps"] = request.upscale.steps
@@ -269,7 +277,7 @@ def _sample(
     with _transformer(file, machine, report("Load transformer", "B")) as velocity:
         velocities = [velocity(text) for text in prompts]
         return denoise(
-            guided(*velocities) if request.role.guided else velocities[0],
+            guided(*velocities, request.guidance) if request.role.guided else velocities[0],
             video,
             audio,
             sigmas,

@@ -9,13 +9,12 @@ from ..happyhorse_core.sampling import guidance
 from ..happyhorse_core.sampling.schedule import MAX_STEPS
 from . import checks
 from .host.diffusion import HappyHorseModel
-from .host.guider import Scales, TwoStreamGuider
+from .host.guider import TwoStreamGuider
 from .host.solver import unipc_sampler
 from .sampling import CATEGORY, as_pair, sample_from_noise, seed_input
 
 log = logging.getLogger("happyhorse")
 
-MAX_SCALE = 100.0
 MODEL_TIP = "The base model from Load HappyHorse Model. The distilled one was made to run without guidance."
 POSITIVE_TIP = "The prompt from CLIP Text Encode: what the clip shall be."
 NEGATIVE_TIP = "What it shall not be, from HappyHorse Negative Prompt or CLIP Text Encode."
@@ -28,7 +27,7 @@ def scale_inputs() -> list:
             "video_scale_early",
             default=guidance.VIDEO_SCALE_EARLY,
             min=0.0,
-            max=MAX_SCALE,
+            max=guidance.MAX_SCALE,
             step=0.1,
             tooltip="Guidance of the picture in the first part of the steps, where its layout is made. Higher follows "
             "the prompt more and burns colours; 1 ignores the negative prompt.",
@@ -37,7 +36,7 @@ def scale_inputs() -> list:
             "video_scale_late",
             default=guidance.VIDEO_SCALE_LATE,
             min=0.0,
-            max=MAX_SCALE,
+            max=guidance.MAX_SCALE,
             step=0.1,
             tooltip="Guidance of the picture in the rest of the steps, where its details are made.",
         ),
@@ -54,7 +53,7 @@ def scale_inputs() -> list:
             "audio_scale",
             default=guidance.AUDIO_SCALE,
             min=0.0,
-            max=MAX_SCALE,
+            max=guidance.MAX_SCALE,
             step=0.1,
             tooltip="Guidance of the sound in all steps.",
         ),
@@ -91,7 +90,7 @@ class HappyHorseGuider(io.ComfyNode):
         switch_timestep: int = guidance.LATE_FROM_TIMESTEP,
         audio_scale: float = guidance.AUDIO_SCALE,
     ) -> io.NodeOutput:
-        scales = Scales(video_scale_early, video_scale_late, switch_timestep, audio_scale)
+        scales = guidance.Scales(video_scale_early, video_scale_late, switch_timestep, audio_scale)
         return io.NodeOutput(make_guider(model, positive, negative, scales))
 
 
@@ -139,14 +138,14 @@ class HappyHorseBaseSampler(io.ComfyNode):
         switch_timestep: int = guidance.LATE_FROM_TIMESTEP,
         audio_scale: float = guidance.AUDIO_SCALE,
     ) -> io.NodeOutput:
-        scales = Scales(video_scale_early, video_scale_late, switch_timestep, audio_scale)
+        scales = guidance.Scales(video_scale_early, video_scale_late, switch_timestep, audio_scale)
         guider = make_guider(model, positive, negative, scales)
         latent = as_pair(model, latent)
         samples = sample_from_noise(guider, unipc_sampler(), latent, seed, steps)
         return io.NodeOutput({**latent, "samples": samples})
 
 
-def make_guider(model: ModelPatcher, positive: list, negative: list, scales: Scales) -> TwoStreamGuider:
+def make_guider(model: ModelPatcher, positive: list, negative: list, scales: guidance.Scales) -> TwoStreamGuider:
     """The guider, once model and prompts are known to fit. An empty negative prompt is allowed."""
     inner = checks.check_model(model)
     checks.check_generator(inner)

@@ -20,6 +20,7 @@ from happyhorse_core.geometry import OUTPUT_SAMPLE_RATE, ClipShape
 from happyhorse_core.model_folder import find_models
 from happyhorse_core.negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from happyhorse_core.pipeline import to_bytes
+from happyhorse_core.sampling.guidance import RELEASED, Scales
 from happyhorse_core.sampling.loop import Velocity, denoise, guided
 from happyhorse_core.sampling.schedule import flow_sigmas
 from happyhorse_core.sampling.solver import DistilledSolver, Solver, UniPC, seeded_noise
@@ -66,6 +67,7 @@ class Stack:
     decoder: TurboDecoder
     image_encoder: WanImageEncoder
     audio: Oobleck
+    scales: Scales = RELEASED
     embedded: dict[str, Tensor] = field(default_factory=dict)
 
     def embed(self, prompt: str) -> Tensor:
@@ -121,7 +123,7 @@ def _make_batch(stack: Stack, orders: Sequence[Order], steps: int) -> list[Clip]
     wanted = _velocity(stack, torch.cat([stack.embed(order.prompt) for order in orders]))
     if is_guided:
         unwanted = stack.embed(DEFAULT_NEGATIVE_PROMPT).expand(len(orders), -1, -1)
-        wanted = guided(wanted, _velocity(stack, unwanted))
+        wanted = guided(wanted, _velocity(stack, unwanted), stack.scales)
     video, audio = denoise(
         wanted, video, audio, sigmas, solver(), solver() if given is None else None, image_latent=picture
     )

@@ -1,5 +1,7 @@
 """Classifier-free guidance of the base and super-resolution models; the distilled model needs none."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ VIDEO_SCALE_EARLY = 5.0
 VIDEO_SCALE_LATE = 2.0
 LATE_FROM_TIMESTEP = 500
 AUDIO_SCALE = 5.0
+MAX_SCALE = 100.0
 
 SR_SCALE = 3.5
 SR_FIRST_FRAMES = 13
@@ -23,6 +26,24 @@ def video_scale(
 ) -> float:
     """Guidance of the picture at a noise level: ``early`` while the timestep is above ``late_from``, ``late`` after."""
     return early if timestep(sigma) > late_from else late
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Guidance of the picture above the timestep ``late_from`` and from there on, and of the sound."""
+
+    early: float = VIDEO_SCALE_EARLY
+    late: float = VIDEO_SCALE_LATE
+    late_from: int = LATE_FROM_TIMESTEP
+    audio: float = AUDIO_SCALE
+
+    def at(self, sigma: float) -> tuple[float, float]:
+        """The scales of picture and sound at a noise level."""
+        return video_scale(sigma, self.early, self.late, self.late_from), self.audio
+
+
+RELEASED = Scales()
+"""Those of the released base model."""
 
 
 def guide(positive: Tensor, negative: Tensor, scale: float | Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..progress import Progress, silent
-from .guidance import AUDIO_SCALE, guide, video_scale
+from .guidance import RELEASED, Scales, guide
 from .solver import Solver
 
 Velocity = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
@@ -49,14 +49,12 @@ def denoise(
     return hold_first_frame(video, image_latent), audio
 
 
-def guided(positive: Velocity, negative: Velocity) -> Velocity:
+def guided(positive: Velocity, negative: Velocity, scales: Scales = RELEASED) -> Velocity:
     """The base model's velocity: the positive prompt's, pushed away from the negative prompt's, per stream."""
 
     def velocity(video: Tensor, audio: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         wanted, unwanted = positive(video, audio, sigma), negative(video, audio, sigma)
-        return (
-            guide(wanted[0], unwanted[0], video_scale(sigma)),
-            guide(wanted[1], unwanted[1], AUDIO_SCALE),
-        )
+        of_video, of_audio = scales.at(sigma)
+        return guide(wanted[0], unwanted[0], of_video), guide(wanted[1], unwanted[1], of_audio)
 
     return velocity

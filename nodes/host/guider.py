@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import comfy.samplers
@@ -16,27 +15,13 @@ CFG_FUNCTION = "sampler_cfg_function"
 """Where the host keeps another node's replacement of the guidance formula."""
 
 
-@dataclass(frozen=True)
-class Scales:
-    """Guidance of the picture above the timestep ``late_from`` and from there on, and of the sound."""
-
-    early: float = guidance.VIDEO_SCALE_EARLY
-    late: float = guidance.VIDEO_SCALE_LATE
-    late_from: int = guidance.LATE_FROM_TIMESTEP
-    audio: float = guidance.AUDIO_SCALE
-
-    def at(self, sigma: float) -> tuple[float, float]:
-        """The scales of picture and sound at a noise level."""
-        return guidance.video_scale(sigma, self.early, self.late, self.late_from), self.audio
-
-
 class TwoStreamGuider(comfy.samplers.CFGGuider):
     """The host's guider with the core's two-stream schedule of scales.
 
     ``cfg`` is None unless another node sets it for a step, as CFG Override does; then it counts for both streams.
     """
 
-    def __init__(self, model: ModelPatcher, scales: Scales) -> None:
+    def __init__(self, model: ModelPatcher, scales: guidance.Scales) -> None:
         super().__init__(model)
         self.scales = scales
         self.cfg: float | None = None

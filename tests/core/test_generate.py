@@ -128,6 +128,40 @@ def test_the_base_model_is_guided_for_32_steps(generate: Callable[..., int], tmp
     assert other.read_bytes() != (tmp_path / "clip.mp4").read_bytes()
 
 
+def test_guidance_of_the_base_model_can_be_chosen(generate: Callable[..., int], tmp_path: Path) -> None:
+    def clip(scales: str | None, **more: str) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
+        path = tmp_path / f"{scales}-{len(more)}.mp4"
+        assert generate(path, guidance=scales, model="base", seconds=0.2, steps=3, dtype="float32", **more) == 0
+        frames, sound, metadata = probe(path)
+        return frames.astype(float), sound, json.loads(metadata["comment"])
+
+    usual, same, plain = clip(None), clip("5,2,5"), clip("1,1,1")
+    assert same[2] == usual[2] and plain[2]["guidance_early"] == 1
+    difference = np.abs(plain[0] - usual[0]).mean()
+    assert 10 * np.abs(same[0] - usual[0]).mean() < difference
+    assert np.abs(clip("1,2,5")[0] - usual[0]).mean() > difference / 4
+    assert not np.array_equal(clip("5,2,1")[1], usual[1])
+    # Where the scale is 1, the negative prompt is of no account.
+    assert 4 * np.abs(clip("1,1,1", negative_prompt="rain")[0] - plain[0]).mean() < difference
+
+
+@pytest.mark.parametrize(
+    ("model", "guidance", "said"),
+    [
+        ("base", "5", "expected three numbers"),
+        ("base", "a,b,c", "found 'a,b,c'"),
+        ("base", "5,nan,5", "found 5,nan,5, expected each to be 0 to 100"),
+        ("base", "5,101,5", "found 5,101,5"),
+        ("distilled", "5,2,5", "choose --model base"),
+    ],
+)
+def test_guidance_that_can_not_be_is_named(
+    generate: Callable[..., int], capsys: pytest.CaptureFixture[str], model: str, guidance: str, said: str
+) -> None:
+    assert generate(model=model, guidance=guidance) == 1
+    assert said in capsys.readouterr().err
+
+
 def test_float32_and_bfloat16_are_two_precisions(generate: Callable[..., int], tmp_path: Path) -> None:
     files = [tmp_path / "bf16.mp4", tmp_path / "float32.mp4"]
     for file in files:

@@ -15,12 +15,12 @@ import torch
 from comfy.nested_tensor import NestedTensor
 from happyhorse_pack import nodes as pack
 from happyhorse_pack.happyhorse_core.negative_prompt import DEFAULT_NEGATIVE_PROMPT
-from happyhorse_pack.happyhorse_core.sampling.guidance import guide, video_scale
+from happyhorse_pack.happyhorse_core.sampling.guidance import Scales, guide, video_scale
 from happyhorse_pack.happyhorse_core.sampling.loop import denoise, guided
 from happyhorse_pack.happyhorse_core.sampling.schedule import flow_sigmas
 from happyhorse_pack.happyhorse_core.sampling.solver import UniPC
 from happyhorse_pack.happyhorse_core.video_vae.latent_statistics import denormalise, normalise
-from happyhorse_pack.nodes.host.guider import Scales, TwoStreamGuider
+from happyhorse_pack.nodes.host.guider import TwoStreamGuider
 from happyhorse_pack.nodes.host.load import load_diffusion_model
 from happyhorse_pack.nodes.host.solver import unipc_sampler
 from safetensors import safe_open
