@@ -24,7 +24,7 @@ from .sheet import sheet_of
 from .text import load_trained_encoder
 from .transformer import Example, Prompts, make_example, masked_mean
 
-BATCH, STEPS, RATE = 16, 4_000, 4e-4
+BATCH, STEPS, RATE = 16, 1_600, 4e-4
 GRID = 40
 """Steps of the fine schedule."""
 SCALE = 2.0
@@ -115,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warmup=100,
         ema=0.998,
         sheet=sheet_of(runs, "distilled"),
+        sheet_every=400,
     )
 
 
