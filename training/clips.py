@@ -21,11 +21,17 @@ from .world.sound import sound
 PART, BATCH = 500, 25
 PROMPTS = 4
 """Prompts of each scene."""
+SHARES = {"bouncing": 0.3, "speaking": 0.3, "pulsing": 0.1, "orbiting": 0.1, "sliding left": 0.1, "sliding right": 0.1}
+"""How often each motion is drawn: where sound and picture have to meet to the moment, there is more to learn."""
+STILL_WEIGHT = 0.2
+"""What a part of the latents counts that never changes in clips of a motion; the mean of all parts is 1."""
 
 
 def scene_of(seed: int, index: int) -> Scene:
     """The scene number ``index`` of a seed; combinations that are kept out never come."""
-    return sample_scene(np.random.default_rng((seed, index)))
+    rng = np.random.default_rng((seed, index))
+    motion = rng.choice(list(SHARES), p=list(SHARES.values()))
+    return sample_scene(rng, kind="face") if motion == "speaking" else sample_scene(rng, motion=str(motion))
 
 
 def prompts_of(seed: int, index: int, scene: Scene) -> list[str]:
@@ -65,23 +71,39 @@ class Clips:
     """Latents video [N, 48, T, H, W] and audio [N, 64, A] with the prompts of each, by the prompts' length."""
 
     def __init__(self, folder: Path, seed: int, tokenizer: GemmaTokenizer) -> None:
+        self.tokenizer = tokenizer
         parts = [load_file(path) for path in sorted(folder.glob("clips-*.safetensors"))]
         self.video = torch.cat([part["video"] for part in parts])
         self.audio = torch.cat([part["audio"] for part in parts])
         groups: dict[int, list[tuple[int, list[int]]]] = {}
+        motions = []
         for index in range(len(self.video)):
-            for text in prompts_of(seed, index, scene_of(seed, index)):
+            scene = scene_of(seed, index)
+            motions.append(list(SHARES).index(scene.motion))
+            for text in prompts_of(seed, index, scene):
                 ids = tokenizer.encode(text)
                 groups.setdefault(len(ids), []).append((index, ids))
         self.groups = [_columns(members) for members in groups.values()]
         self.weights = torch.tensor([float(len(members)) for members, _ in self.groups])
+        self.motions = torch.tensor(motions)
+        self.change = torch.stack([self._change(number) for number in range(len(SHARES))])
 
-    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Video, audio (float32) and token ids [B, L] of random clips whose prompts are of one length."""
+    def _change(self, motion: int) -> Tensor:
+        """[48, 1, H, W], mean 1: how much each part of the latents changes with time in clips of a motion."""
+        clips = self.video[self.motions == motion].float()
+        change = clips.var(2, keepdim=True).mean(0) if len(clips) else torch.ones_like(self.video[0, :, :1]).float()
+        return STILL_WEIGHT + (1 - STILL_WEIGHT) * change / change.mean()
+
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Video, audio (float32) and token ids [B, L] of random clips whose prompts are of one length.
+
+        The last are weights [B, 48, 1, H, W] of the video's parts. They follow from the motion, which the prompt
+        tells, so that what is predicted best under them is still the mean.
+        """
         members, ids = self.groups[int(torch.multinomial(self.weights, 1, generator=generator))]
         chosen = torch.randint(len(members), (batch,), generator=generator)
         clips = members[chosen]
-        return self.video[clips].float(), self.audio[clips].float(), ids[chosen]
+        return self.video[clips].float(), self.audio[clips].float(), ids[chosen], self.change[self.motions[clips]]
 
 
 def _columns(members: Sequence[tuple[int, list[int]]]) -> tuple[Tensor, Tensor]:

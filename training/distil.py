@@ -57,19 +57,22 @@ def teacher_step(teacher: nn.Module, example: Example, after: Tensor, text: Tens
 
 
 def consistency_loss(
-    student: nn.Module, example: Example, lower: Pair, after: Tensor, text: Tensor
+    student: nn.Module, example: Example, lower: Pair, after: Tensor, text: Tensor, weight: Tensor
 ) -> dict[str, Tensor]:
-    """Mean square distance of the student's two predictions of the clean clip, in units of the velocity."""
+    """Mean square distance of the student's two predictions of the clean clip, in units of the velocity.
+
+    That of the video is weighted as in the base model's training.
+    """
     with torch.no_grad():
         targets = [x - s * v for x, s, v in zip(lower, levels(after), run_model(student, lower, text), strict=True)]
     found = run_model(student, (example.video, example.audio), text)
     losses = {}
     parts = zip(
-        ("video", "audio"), found, (example.video, example.audio), targets, levels(example.sigma), example.noisy,
-        strict=True,
+        {"video": weight, "audio": 1.0}.items(), found, (example.video, example.audio), targets, levels(example.sigma),
+        example.noisy, strict=True,
     )  # fmt: skip
-    for name, velocity, x, target, sigma, mask in parts:
-        losses[name] = masked_mean((velocity - (x - target) / sigma).square(), mask)
+    for (name, part), velocity, x, target, sigma, mask in parts:
+        losses[name] = masked_mean(part * (velocity - (x - target) / sigma).square(), mask)
     return {"loss": losses["video"] + losses["audio"]} | losses
 
 
@@ -79,13 +82,13 @@ def make_step(student: nn.Module, teacher: nn.Module, clips: Clips, prompts: Pro
     negative = prompts.negatives[0].to(device)
 
     def step(index: int, generator: torch.Generator) -> dict[str, Tensor]:
-        video, audio, ids = clips.draw(BATCH, generator)
+        video, audio, ids, weight = clips.draw(BATCH, generator)
         text = prompts.embed(ids).to(device)
         position = torch.randint(GRID, (BATCH,), generator=generator)
         example = make_example(video, audio, sigmas[position], generator).to(device)
         after = sigmas[position + 1].to(device)
         lower = teacher_step(teacher, example, after, text, negative.expand(BATCH, -1, -1))
-        return consistency_loss(student, example, lower, after, text)
+        return consistency_loss(student, example, lower, after, text, weight.to(device))
 
     return step
 

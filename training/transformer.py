@@ -25,7 +25,7 @@ from .run import Step, device_of, run_parser, train
 from .sheet import sheet_of
 from .text import load_trained_encoder
 
-CLIPS, BATCH, STEPS, RATE = 10_000, 16, 7_000, 2e-3
+CLIPS, BATCH, STEPS, RATE = 10_000, 16, 12_000, 2e-3
 NEGATIVE_PART, IMAGE_PART, SOUND_PART = 0.1, 0.35, 0.3
 UNSHIFTED_PART = 0.3
 """How many noise levels are drawn evenly; the others as densely as the sampler's steps lie."""
@@ -96,14 +96,14 @@ def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
     return (error * mask).sum() / mask.sum().clamp(min=1)
 
 
-def flow_loss(model: nn.Module, example: Example, text: Tensor) -> dict[str, Tensor]:
-    """Mean square error of both velocities."""
+def flow_loss(model: nn.Module, example: Example, text: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    """Mean square error of both velocities, that of the video's weighted."""
     found = model(example.video, example.audio, text, compute_dtype=torch.bfloat16)
-    names, losses = ("video", "audio"), {}
-    for name, velocity, clean, noise, mask in zip(
-        names, found, example.clean, example.noise, example.noisy, strict=True
+    names, weights, losses = ("video", "audio"), (weight, 1.0), {}
+    for name, part, velocity, clean, noise, mask in zip(
+        names, weights, found, example.clean, example.noise, example.noisy, strict=True
     ):
-        losses[name] = masked_mean((velocity - (noise - clean)).square(), mask)
+        losses[name] = masked_mean(part * (velocity - (noise - clean)).square(), mask)
     return {"loss": losses["video"] + losses["audio"]} | losses
 
 
@@ -112,16 +112,17 @@ def make_step(model: nn.Module, clips: Clips, prompts: Prompts) -> Step:
 
     def step(index: int, generator: torch.Generator) -> dict[str, Tensor]:
         drop = torch.rand(2, generator=generator)
-        video, audio, ids = clips.draw(BATCH, generator)
+        video, audio, ids, weight = clips.draw(BATCH, generator)
         text = prompts.embed(ids)
         if drop[0] < NEGATIVE_PART:
             # The long one costs as much as three prompts, so it comes with fewer clips.
             long = drop[1] < 0.5
             keep = BATCH // 2 if long else BATCH
-            video, audio, text = video[:keep], audio[:keep], prompts.negatives[long].expand(keep, -1, -1)
+            video, audio, weight = video[:keep], audio[:keep], weight[:keep]
+            text = prompts.negatives[long].expand(keep, -1, -1)
         example = make_example(video, audio, draw_sigmas(len(video), generator), generator)
         device = device_of(model)
-        return flow_loss(model, example.to(device), text.to(device))
+        return flow_loss(model, example.to(device), text.to(device), weight.to(device))
 
     return step
 

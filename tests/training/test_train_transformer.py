@@ -11,6 +11,8 @@ from training.model import CONFIG, TrainingOps, make_transformer
 from training.transformer import draw_sigmas, flow_loss, make_example, masked_mean
 
 BATCH, FRAMES = 64, 3
+ALIKE = torch.ones(1, 1, 1, 1, 1)
+"""Weights of a video whose parts all count the same."""
 
 
 @pytest.fixture
@@ -63,15 +65,20 @@ def test_noisy_latents_lie_between_noise_and_clip(example):
 
 def test_flow_loss_is_nothing_for_the_true_velocity_and_counts_noisy_parts_alone(example):
     true = Straight(example.clean, levels_of(example.sigma, example))
-    assert flow_loss(true, example, None)["loss"] < 1e-6
+    assert flow_loss(true, example, None, ALIKE)["loss"] < 1e-6
 
     class Idle(nn.Module):
         def forward(self, video, audio, text, *, compute_dtype):
             return torch.zeros_like(video), torch.zeros_like(audio)
 
     wanted = masked_mean((example.noise[0] - example.clean[0]).square(), example.noisy[0])
-    assert flow_loss(Idle(), example, None)["video"] == pytest.approx(wanted.item())
+    assert flow_loss(Idle(), example, None, ALIKE)["video"] == pytest.approx(wanted.item())
     assert 1.5 < wanted < 2.5
+    one = torch.zeros(1, 48, 1, 1, 1)
+    one[:, 5] = 48
+    error = (example.noise[0] - example.clean[0]).square()[:, 5:6]
+    found = flow_loss(Idle(), example, None, one)["video"]
+    assert found == pytest.approx(masked_mean(error, example.noisy[0]).item(), rel=1e-4)
 
 
 def test_masked_mean_of_nothing_is_zero():
@@ -105,10 +112,10 @@ def test_consistency_loss_is_nothing_where_both_predictions_agree(example, gener
             return (video - self.found[0]) / sigma.view(-1, 1, 1, 1, 1), (audio - self.found[1]) / sigma.view(-1, 1, 1)
 
     agreed = Constant([torch.zeros_like(x) for x in example.clean])
-    assert consistency_loss(agreed, example, lower, after, None)["loss"] < 1e-9
+    assert consistency_loss(agreed, example, lower, after, None, ALIKE)["loss"] < 1e-9
     other = Constant([torch.zeros_like(x) for x in example.clean])
     other.sigmas = iter((after * 1.1, example.sigma))
-    assert consistency_loss(other, example, lower, after, None)["loss"] > 1e-4
+    assert consistency_loss(other, example, lower, after, None, ALIKE)["loss"] > 1e-4
 
 
 def test_attention_of_training_is_that_of_the_pack(generator):
@@ -134,7 +141,7 @@ def test_fresh_transformer_says_nothing_and_learns():
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     for _ in range(12):
-        loss = flow_loss(model, example, text)["loss"]
+        loss = flow_loss(model, example, text, ALIKE)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

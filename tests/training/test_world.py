@@ -113,7 +113,7 @@ def test_moving_shapes_stay_in_sight():
 
 
 def test_a_second_shape_stays_clear_of_the_first():
-    with_second = [scene for scene in scenes(400) if scene.second]
+    with_second = [scene for scene in scenes(1200) if scene.second]
     assert len({scene.motion for scene in with_second}) == len(MOTIONS)
     for scene in with_second:
         still, truth = scene.second, track(scene)

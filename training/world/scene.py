@@ -27,10 +27,14 @@ FOOT = {"circle": 1.0, "square": 0.886, "triangle": 0.675, "star": 1.3 * float(n
 """From the centre down to the lowest point, in radii."""
 FLOOR = 0.9
 GRAVITY = 3.0
+TEMPO = {"small": 0.66, "medium": 0.78, "large": 0.9}
+"""Seconds between touches of the floor: large ones bounce higher and slower."""
 ORBIT = {"small": 0.32, "medium": 0.25, "large": 0.2}
 SWELL = 0.3
 STILL_RADIUS = 0.09
 HEAD_RADIUS = 0.36
+BEAT = {2: 0.6, 3: 0.5, 4: 0.4}
+"""Seconds from vowel to vowel, by their number."""
 OPENNESS = {"a": 1.0, "e": 0.6, "o": 0.8}
 """How far the mouth opens for a vowel, and so how loud it is."""
 
@@ -124,7 +128,7 @@ def _sample_shape(rng: np.random.Generator, colour: str, shape: str, motion: str
     size = _pick(rng, SIZES)
     # Inside the orbit of a larger shape there is no room.
     with_second = rng.random() < 1 / 6 and (motion != "orbiting" or size == "small")
-    place = _place(rng, motion, with_second)
+    place = _place(rng, motion, size, with_second)
     still = None
     if with_second:
         other = _pick(rng, [name for name in COLOURS if name != colour])
@@ -134,14 +138,14 @@ def _sample_shape(rng: np.random.Generator, colour: str, shape: str, motion: str
     return Scene("shape", shape, colour, size, motion, _sample_background(rng), second=still, **place)
 
 
-def _place(rng: np.random.Generator, motion: str, with_second: bool) -> dict[str, float]:
+def _place(rng: np.random.Generator, motion: str, size: str, with_second: bool) -> dict[str, float]:
     """The two or three free numbers of a motion; a second shape needs the moving one out of its way."""
     phase = float(rng.random())
     if motion == "bouncing":
         x = rng.uniform(0.28, 0.36) if with_second else rng.uniform(0.28, 0.72)
         if with_second and rng.random() < 0.5:
             x = 1 - x
-        return {"x": float(x), "phase": phase, "pace": float(rng.uniform(0.6, 0.95))}
+        return {"x": float(x), "phase": phase, "pace": TEMPO[size]}
     if motion == "orbiting":
         return {"phase": phase, "pace": float(rng.uniform(1.2, 2.0))}
     if motion == "pulsing":
@@ -176,9 +180,7 @@ def _sample_background(rng: np.random.Generator) -> tuple[str, str]:
 
 def _sample_face(rng: np.random.Generator) -> Scene:
     vowels = tuple(_pick(rng, VOWELS) for _ in range(int(rng.integers(2, 5))))
-    start = float(rng.uniform(0.08, 0.35))
-    longest = min(0.6, (1.88 - start) / len(vowels))
-    speech = Speech(_pick(rng, VOICES), vowels, start, float(rng.uniform(min(0.36, longest), longest)))
+    speech = Speech(_pick(rng, VOICES), vowels, float(rng.uniform(0.08, 0.28)), BEAT[len(vowels)])
     x = float(rng.uniform(0.45, 0.55))
     return Scene("face", "face", _pick(rng, SKINS), "large", "speaking", _sample_background(rng), x=x, speech=speech)
 
