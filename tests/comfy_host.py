@@ -266,8 +266,15 @@ class ComfyServer:
         self.post("/interrupt")
 
     def forget_results(self) -> None:
-        """Drops the models and the cached results, so that the next workflow runs every node."""
+        """Drops the models and the cached results, so that the next workflow runs every node.
+
+        The server does so when it has ended a workflow, or when it has none; it may begin the next one before. So a
+        small one comes between.
+        """
         self.post("/free", {"unload_models": True, "free_memory": True})
+        picture = {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}}
+        shown = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
+        self.queue({"1": picture, "2": shown})
 
     def events(self, client_id: str | None = None) -> EventStream:
         """Opens a stream of events; hand its ``client_id`` to ``submit`` to get those of a workflow."""

@@ -100,6 +100,15 @@ def test_core_nodes_make_a_video_with_sound_and_the_same_graph_is_served_from_th
     assert cached(longer) == {"model", "shifted", "clip", "vae", "audio_vae", "text", "empty"}
 
 
+def test_what_the_server_shall_forget_it_does_before_the_next_workflow(comfy_server):
+    picture = node("EmptyImage", width=64, height=64, batch_size=1, color=255)
+    graph = {"picture": picture, "saved": node("SaveImage", images=["picture", 0], filename_prefix="forgotten")}
+    for _ in range(20):
+        comfy_server.queue(graph)
+        comfy_server.forget_results()
+        assert cached(comfy_server.queue(graph)) == set()
+
+
 def test_saved_latents_are_loaded_joined_and_decoded(comfy_server):
     entry = comfy_server.queue(latent_graph(name="kept"))
     graph = {key: core_graph()[key] for key in ("vae", "audio_vae", "video", "saved")}
