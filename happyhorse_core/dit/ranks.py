@@ -198,7 +198,11 @@ class Ranks:
 
     def _fail(self, failure: _Failure) -> None:
         if not failure.known:
-            wait([process.sentinel for process in self.processes], LAST_WORDS)
+            ended = wait([process.sentinel for process in self.processes], LAST_WORDS)
+            for process in self.processes:
+                if process.sentinel in ended:
+                    # It has let go of its files, by which it was noticed, and how it ends is known a moment later.
+                    process.join(GRACE)
             self._check_alive()
         raise failure.error
 

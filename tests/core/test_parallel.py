@@ -11,13 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
-from parallel_cases import CASES, EVEN, RANKS, compute
+from parallel_cases import CASES, EVEN, RANKS, compute, end_slowly
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -332,6 +333,16 @@ def deaf(pid: int) -> bool:
 
 def still_there(pids: list[int]) -> list[int]:
     return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals that kill")
+def test_a_killed_process_is_named_also_while_it_is_still_ending() -> None:
+    ranks = Ranks([torch.device("cpu")])
+    ranks.processes = [multiprocessing.get_context("spawn").Process(target=end_slowly, name="transformer on cpu")]
+    ranks.processes[0].start()
+    wait([ranks.processes[0].sentinel], PATIENCE)
+    with pytest.raises(HappyHorseError, match="the transformer on cpu was killed by signal 9"):
+        ranks._fail(_Failure(ConnectionError("lost"), known=False))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
