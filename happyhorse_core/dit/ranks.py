@@ -20,6 +20,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 
 import numpy as np
 import torch
@@ -138,10 +139,10 @@ class Ranks:
             post = _Post(file.source.path, file.role.name, dtype, device, rank, len(self.devices), meeting)
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(post, theirs), name=f"transformer on {device}", daemon=True)
-            with _interrupts_blocked():
+            with _interrupts_later():
                 process.start()
+                self.processes.append(process)
             theirs.close()
-            self.processes.append(process)
             self.pipes.append(ours)
 
     def velocity(self, text: Tensor) -> Velocity:
@@ -233,18 +234,27 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 @contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Processes started meanwhile never see Ctrl-C, which a terminal sends to all. Windows has no such thing."""
-    if not hasattr(signal, "pthread_sigmask"):
+def _interrupts_later() -> Iterator[None]:
+    """Processes started meanwhile never see Ctrl-C, which a terminal sends to all, and this one sees it at the end.
+
+    A process inherits what the thread that starts it blocks. That does not hold Ctrl-C back from this one, where any
+    thread may take it, and a process whose start it cut short would be lost. Windows has no such thing.
+    """
+    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
         yield
         return
     # Python's helper for the processes starts with the first of them, and starting it lets the signals through again.
     resource_tracker.ensure_running()
+    taken: list[tuple[int, FrameType | None]] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: taken.append((number, frame)))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler or signal.SIG_DFL)
+        if taken and callable(handler):
+            handler(*taken[0])
 
 
 # in the processes
