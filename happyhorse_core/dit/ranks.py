@@ -240,19 +240,21 @@ def _interrupts_later() -> Iterator[None]:
     A process inherits what the thread that starts it blocks. That does not hold Ctrl-C back from this one, where any
     thread may take it, and a process whose start it cut short would be lost. Windows has no such thing.
     """
-    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
+    if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     # Python's helper for the processes starts with the first of them, and starting it lets the signals through again.
     resource_tracker.ensure_running()
     taken: list[tuple[int, FrameType | None]] = []
-    handler = signal.signal(signal.SIGINT, lambda number, frame: taken.append((number, frame)))
+    in_main = threading.current_thread() is threading.main_thread()  # the only one that Ctrl-C can cut short
+    handler = signal.signal(signal.SIGINT, lambda number, frame: taken.append((number, frame))) if in_main else None
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        signal.signal(signal.SIGINT, handler or signal.SIG_DFL)
+        if in_main:
+            signal.signal(signal.SIGINT, handler or signal.SIG_DFL)
         if taken and callable(handler):
             handler(*taken[0])
 
