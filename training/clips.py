@@ -1,6 +1,7 @@
 """Clips of the world as latents, made once by the trained autoencoders and kept in parts on the disk."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from happyhorse_core.text.tokenizer import GemmaTokenizer
 
 from .audio_vae import encode_sounds, load_sound_encoder
+from .truth import truth_of
 from .video_vae import encode_clips, load_clip_encoder
 from .world.draw import draw
 from .world.prompts import prompt
@@ -67,6 +69,21 @@ def _part(folder: Path, start: int) -> Path:
     return folder / f"clips-{start:06d}.safetensors"
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Clips whose prompts are of one length: video [B, 48, T, H, W], audio [B, 64, A], token ids [B, L].
+
+    ``weight`` [B, 48, 1, H, W] is that of the video's parts; it follows from the motion, which the prompt tells, so
+    that what is predicted best under it is still the mean. ``truth`` [B, A, 5] is that of ``truth_of``.
+    """
+
+    video: Tensor
+    audio: Tensor
+    ids: Tensor
+    weight: Tensor
+    truth: Tensor
+
+
 class Clips:
     """Latents video [N, 48, T, H, W] and audio [N, 64, A] with the prompts of each, by the prompts' length."""
 
@@ -76,16 +93,17 @@ class Clips:
         self.video = torch.cat([part["video"] for part in parts])
         self.audio = torch.cat([part["audio"] for part in parts])
         groups: dict[int, list[tuple[int, list[int]]]] = {}
-        motions = []
+        motions, truth = [], []
         for index in range(len(self.video)):
             scene = scene_of(seed, index)
             motions.append(list(SHARES).index(scene.motion))
+            truth.append(truth_of(scene, self.audio.shape[2]))
             for text in prompts_of(seed, index, scene):
                 ids = tokenizer.encode(text)
                 groups.setdefault(len(ids), []).append((index, ids))
         self.groups = [_columns(members) for members in groups.values()]
         self.weights = torch.tensor([float(len(members)) for members, _ in self.groups])
-        self.motions = torch.tensor(motions)
+        self.motions, self.truth = torch.tensor(motions), torch.stack(truth)
         self.change = torch.stack([self._change(number) for number in range(len(SHARES))])
 
     def _change(self, motion: int) -> Tensor:
@@ -94,16 +112,18 @@ class Clips:
         change = clips.var(2, keepdim=True).mean(0) if len(clips) else torch.ones_like(self.video[0, :, :1]).float()
         return STILL_WEIGHT + (1 - STILL_WEIGHT) * change / change.mean()
 
-    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Video, audio (float32) and token ids [B, L] of random clips whose prompts are of one length.
-
-        The last are weights [B, 48, 1, H, W] of the video's parts. They follow from the motion, which the prompt
-        tells, so that what is predicted best under them is still the mean.
-        """
+    def draw(self, batch: int, generator: torch.Generator) -> Batch:
+        """Random clips, float32."""
         members, ids = self.groups[int(torch.multinomial(self.weights, 1, generator=generator))]
         chosen = torch.randint(len(members), (batch,), generator=generator)
         clips = members[chosen]
-        return self.video[clips].float(), self.audio[clips].float(), ids[chosen], self.change[self.motions[clips]]
+        return Batch(
+            self.video[clips].float(),
+            self.audio[clips].float(),
+            ids[chosen],
+            self.change[self.motions[clips]],
+            self.truth[clips],
+        )
 
 
 def _columns(members: Sequence[tuple[int, list[int]]]) -> tuple[Tensor, Tensor]:

@@ -82,13 +82,13 @@ def make_step(student: nn.Module, teacher: nn.Module, clips: Clips, prompts: Pro
     negative = prompts.negatives[0].to(device)
 
     def step(index: int, generator: torch.Generator) -> dict[str, Tensor]:
-        video, audio, ids, weight = clips.draw(BATCH, generator)
-        text = prompts.embed(ids).to(device)
+        batch = clips.draw(BATCH, generator)
+        text = prompts.embed(batch.ids).to(device)
         position = torch.randint(GRID, (BATCH,), generator=generator)
-        example = make_example(video, audio, sigmas[position], generator).to(device)
+        example = make_example(batch.video, batch.audio, sigmas[position], generator).to(device)
         after = sigmas[position + 1].to(device)
         lower = teacher_step(teacher, example, after, text, negative.expand(BATCH, -1, -1))
-        return consistency_loss(student, example, lower, after, text, weight.to(device))
+        return consistency_loss(student, example, lower, after, text, batch.weight.to(device))
 
     return step
 

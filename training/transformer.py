@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from happyhorse_core.dit.model import LayerHook
 from happyhorse_core.negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from happyhorse_core.sampling.schedule import SHIFT
 from happyhorse_core.text.load import TextEncoder
@@ -24,8 +25,9 @@ from .muon import Muon
 from .run import Step, device_of, run_parser, train
 from .sheet import sheet_of
 from .text import load_trained_encoder
+from .truth import WEIGHT, TruthHeads
 
-CLIPS, BATCH, STEPS, RATE = 10_000, 16, 12_000, 2e-3
+CLIPS, BATCH, STEPS, RATE = 10_000, 16, 10_000, 2e-3
 NEGATIVE_PART, IMAGE_PART, SOUND_PART = 0.1, 0.35, 0.3
 UNSHIFTED_PART = 0.3
 """How many noise levels are drawn evenly; the others as densely as the sampler's steps lie."""
@@ -34,7 +36,7 @@ SHORT_NEGATIVE = "blurry, noisy"
 
 @dataclass(frozen=True)
 class Example:
-    """A batch for the model: noisy latents, what they are made of, and where there is noise at all."""
+    """What goes into the model: noisy latents, what they are made of, and where there is noise at all."""
 
     video: Tensor
     audio: Tensor
@@ -96,9 +98,11 @@ def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
     return (error * mask).sum() / mask.sum().clamp(min=1)
 
 
-def flow_loss(model: nn.Module, example: Example, text: Tensor, weight: Tensor) -> dict[str, Tensor]:
+def flow_loss(
+    model: nn.Module, example: Example, text: Tensor, weight: Tensor, layer_hook: LayerHook | None = None
+) -> dict[str, Tensor]:
     """Mean square error of both velocities, that of the video's weighted."""
-    found = model(example.video, example.audio, text, compute_dtype=torch.bfloat16)
+    found = model(example.video, example.audio, text, compute_dtype=torch.bfloat16, layer_hook=layer_hook)
     names, weights, losses = ("video", "audio"), (weight, 1.0), {}
     for name, part, velocity, clean, noise, mask in zip(
         names, weights, found, example.clean, example.noise, example.noisy, strict=True
@@ -107,22 +111,25 @@ def flow_loss(model: nn.Module, example: Example, text: Tensor, weight: Tensor) 
     return {"loss": losses["video"] + losses["audio"]} | losses
 
 
-def make_step(model: nn.Module, clips: Clips, prompts: Prompts) -> Step:
+def make_step(model: nn.Module, heads: TruthHeads, clips: Clips, prompts: Prompts) -> Step:
     """The training step. In some, the prompt is a negative one, which guidance needs to know the clips of."""
 
     def step(index: int, generator: torch.Generator) -> dict[str, Tensor]:
         drop = torch.rand(2, generator=generator)
-        video, audio, ids, weight = clips.draw(BATCH, generator)
-        text = prompts.embed(ids)
+        batch = clips.draw(BATCH, generator)
+        video, audio, weight, truth = batch.video, batch.audio, batch.weight, batch.truth
+        text = prompts.embed(batch.ids)
         if drop[0] < NEGATIVE_PART:
             # The long one costs as much as three prompts, so it comes with fewer clips.
             long = drop[1] < 0.5
             keep = BATCH // 2 if long else BATCH
-            video, audio, weight = video[:keep], audio[:keep], weight[:keep]
+            video, audio, weight, truth = (part[:keep] for part in (video, audio, weight, truth))
             text = prompts.negatives[long].expand(keep, -1, -1)
         example = make_example(video, audio, draw_sigmas(len(video), generator), generator)
         device = device_of(model)
-        return flow_loss(model, example.to(device), text.to(device), weight.to(device))
+        losses = flow_loss(model, example.to(device), text.to(device), weight.to(device), heads.watch)
+        told = heads.loss(video, truth.to(device))
+        return losses | {"loss": losses["loss"] + WEIGHT * told, "truth": told}
 
     return step
 
@@ -133,8 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     make_clips(runs / "clips", CLIPS, options.seed, runs / "video_vae", runs / "audio_vae")
     prompts = Prompts(load_trained_encoder(runs / "text"))
     clips = Clips(runs / "clips", options.seed, prompts.encoder.tokenizer)
-    modules: Mapping[str, nn.Module] = {"transformer": make_transformer(options.seed)}
-    step = make_step(modules["transformer"], clips, prompts)
+    model, heads = make_transformer(options.seed), TruthHeads()
+    modules: Mapping[str, nn.Module] = {"transformer": model, "heads": heads}
+    step = make_step(model, heads, clips, prompts)
     train(
         "base",
         runs / "base",

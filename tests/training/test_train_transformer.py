@@ -37,7 +37,7 @@ class Straight(nn.Module):
         super().__init__()
         self.clean, self.levels = clean, levels
 
-    def forward(self, video, audio, text, *, compute_dtype):
+    def forward(self, video, audio, text, *, compute_dtype, layer_hook=None):
         return tuple(
             (x - c) / s.clamp(min=1e-9) for x, c, s in zip((video, audio), self.clean, self.levels, strict=True)
         )
@@ -68,7 +68,7 @@ def test_flow_loss_is_nothing_for_the_true_velocity_and_counts_noisy_parts_alone
     assert flow_loss(true, example, None, ALIKE)["loss"] < 1e-6
 
     class Idle(nn.Module):
-        def forward(self, video, audio, text, *, compute_dtype):
+        def forward(self, video, audio, text, *, compute_dtype, layer_hook=None):
             return torch.zeros_like(video), torch.zeros_like(audio)
 
     wanted = masked_mean((example.noise[0] - example.clean[0]).square(), example.noisy[0])
@@ -107,7 +107,7 @@ def test_consistency_loss_is_nothing_where_both_predictions_agree(example, gener
             super().__init__()
             self.found, self.sigmas = found, iter((after, example.sigma))
 
-        def forward(self, video, audio, text, *, compute_dtype):
+        def forward(self, video, audio, text, *, compute_dtype, layer_hook=None):
             sigma = next(self.sigmas)
             return (video - self.found[0]) / sigma.view(-1, 1, 1, 1, 1), (audio - self.found[1]) / sigma.view(-1, 1, 1)
 

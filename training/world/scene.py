@@ -29,6 +29,8 @@ FLOOR = 0.9
 GRAVITY = 3.0
 TEMPO = {"small": 0.66, "medium": 0.78, "large": 0.9}
 """Seconds between touches of the floor: large ones bounce higher and slower."""
+DROPPED = (0.35, 0.65)
+"""Parts of a bounce that may have passed at the start: a shape is dropped from about as high as it will bounce."""
 ORBIT = {"small": 0.32, "medium": 0.25, "large": 0.2}
 SWELL = 0.3
 STILL_RADIUS = 0.09
@@ -145,7 +147,8 @@ def _place(rng: np.random.Generator, motion: str, size: str, with_second: bool) 
         x = rng.uniform(0.28, 0.36) if with_second else rng.uniform(0.28, 0.72)
         if with_second and rng.random() < 0.5:
             x = 1 - x
-        return {"x": float(x), "phase": phase, "pace": TEMPO[size]}
+        low, high = DROPPED
+        return {"x": float(x), "phase": low + (high - low) * phase, "pace": TEMPO[size]}
     if motion == "orbiting":
         return {"phase": phase, "pace": float(rng.uniform(1.2, 2.0))}
     if motion == "pulsing":
