@@ -27,6 +27,8 @@ SHARES = {"bouncing": 0.3, "speaking": 0.3, "pulsing": 0.1, "orbiting": 0.1, "sl
 """How often each motion is drawn: where sound and picture have to meet to the moment, there is more to learn."""
 STILL_WEIGHT = 0.2
 """What a part of the latents counts that never changes in clips of a motion; the mean of all parts is 1."""
+SOUND_WEIGHTS = {"bouncing": 4.0, "speaking": 2.0}
+"""What the sound counts in clips of a motion, 1 in all others: most of a clip with clicks is easy silence."""
 
 
 def scene_of(seed: int, index: int) -> Scene:
@@ -73,14 +75,15 @@ def _part(folder: Path, start: int) -> Path:
 class Batch:
     """Clips whose prompts are of one length: video [B, 48, T, H, W], audio [B, 64, A], token ids [B, L].
 
-    ``weight`` [B, 48, 1, H, W] is that of the video's parts; it follows from the motion, which the prompt tells, so
-    that what is predicted best under it is still the mean. ``truth`` [B, A, 5] is that of ``truth_of``.
+    ``weights`` are those of the video's parts, [B, 48, 1, H, W], and of the sound, [B, 1, 1]; they follow from the
+    motion, which the prompt tells, so that what is predicted best under them is still the mean. ``truth`` [B, A, 5] is
+    that of ``truth_of``.
     """
 
     video: Tensor
     audio: Tensor
     ids: Tensor
-    weight: Tensor
+    weights: tuple[Tensor, Tensor]
     truth: Tensor
 
 
@@ -104,6 +107,7 @@ class Clips:
         self.groups = [_columns(members) for members in groups.values()]
         self.weights = torch.tensor([float(len(members)) for members, _ in self.groups])
         self.motions, self.truth = torch.tensor(motions), torch.stack(truth)
+        self.loud = torch.tensor([SOUND_WEIGHTS.get(name, 1.0) for name in SHARES])
         self.change = torch.stack([self._change(number) for number in range(len(SHARES))])
 
     def _change(self, motion: int) -> Tensor:
@@ -117,11 +121,12 @@ class Clips:
         members, ids = self.groups[int(torch.multinomial(self.weights, 1, generator=generator))]
         chosen = torch.randint(len(members), (batch,), generator=generator)
         clips = members[chosen]
+        motions = self.motions[clips]
         return Batch(
             self.video[clips].float(),
             self.audio[clips].float(),
             ids[chosen],
-            self.change[self.motions[clips]],
+            (self.change[motions], self.loud[motions].view(-1, 1, 1)),
             self.truth[clips],
         )
 

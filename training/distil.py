@@ -57,21 +57,21 @@ def teacher_step(teacher: nn.Module, example: Example, after: Tensor, text: Tens
 
 
 def consistency_loss(
-    student: nn.Module, example: Example, lower: Pair, after: Tensor, text: Tensor, weight: Tensor
+    student: nn.Module, example: Example, lower: Pair, after: Tensor, text: Tensor, weights: Pair
 ) -> dict[str, Tensor]:
     """Mean square distance of the student's two predictions of the clean clip, in units of the velocity.
 
-    That of the video is weighted as in the base model's training.
+    They are weighted as in the base model's training.
     """
     with torch.no_grad():
         targets = [x - s * v for x, s, v in zip(lower, levels(after), run_model(student, lower, text), strict=True)]
     found = run_model(student, (example.video, example.audio), text)
     losses = {}
     parts = zip(
-        {"video": weight, "audio": 1.0}.items(), found, (example.video, example.audio), targets, levels(example.sigma),
+        ("video", "audio"), weights, found, (example.video, example.audio), targets, levels(example.sigma),
         example.noisy, strict=True,
     )  # fmt: skip
-    for (name, part), velocity, x, target, sigma, mask in parts:
+    for name, part, velocity, x, target, sigma, mask in parts:
         losses[name] = masked_mean(part * (velocity - (x - target) / sigma).square(), mask)
     return {"loss": losses["video"] + losses["audio"]} | losses
 
@@ -88,7 +88,7 @@ def make_step(student: nn.Module, teacher: nn.Module, clips: Clips, prompts: Pro
         example = make_example(batch.video, batch.audio, sigmas[position], generator).to(device)
         after = sigmas[position + 1].to(device)
         lower = teacher_step(teacher, example, after, text, negative.expand(BATCH, -1, -1))
-        return consistency_loss(student, example, lower, after, text, batch.weight.to(device))
+        return consistency_loss(student, example, lower, after, text, tuple(part.to(device) for part in batch.weights))
 
     return step
 

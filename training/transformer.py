@@ -27,7 +27,7 @@ from .sheet import sheet_of
 from .text import load_trained_encoder
 from .truth import WEIGHT, TruthHeads
 
-CLIPS, BATCH, STEPS, RATE = 10_000, 16, 10_000, 2e-3
+CLIPS, BATCH, STEPS, RATE = 10_000, 16, 9_000, 2e-3
 NEGATIVE_PART, IMAGE_PART, SOUND_PART = 0.1, 0.35, 0.3
 UNSHIFTED_PART = 0.3
 """How many noise levels are drawn evenly; the others as densely as the sampler's steps lie."""
@@ -99,13 +99,17 @@ def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
 
 
 def flow_loss(
-    model: nn.Module, example: Example, text: Tensor, weight: Tensor, layer_hook: LayerHook | None = None
+    model: nn.Module,
+    example: Example,
+    text: Tensor,
+    weights: tuple[Tensor, Tensor],
+    layer_hook: LayerHook | None = None,
 ) -> dict[str, Tensor]:
-    """Mean square error of both velocities, that of the video's weighted."""
+    """Weighted mean square error of both velocities."""
     found = model(example.video, example.audio, text, compute_dtype=torch.bfloat16, layer_hook=layer_hook)
-    names, weights, losses = ("video", "audio"), (weight, 1.0), {}
+    losses = {}
     for name, part, velocity, clean, noise, mask in zip(
-        names, weights, found, example.clean, example.noise, example.noisy, strict=True
+        ("video", "audio"), weights, found, example.clean, example.noise, example.noisy, strict=True
     ):
         losses[name] = masked_mean(part * (velocity - (noise - clean)).square(), mask)
     return {"loss": losses["video"] + losses["audio"]} | losses
@@ -117,18 +121,20 @@ def make_step(model: nn.Module, heads: TruthHeads, clips: Clips, prompts: Prompt
     def step(index: int, generator: torch.Generator) -> dict[str, Tensor]:
         drop = torch.rand(2, generator=generator)
         batch = clips.draw(BATCH, generator)
-        video, audio, weight, truth = batch.video, batch.audio, batch.weight, batch.truth
+        parts = batch.video, batch.audio, *batch.weights, batch.truth
         text = prompts.embed(batch.ids)
         if drop[0] < NEGATIVE_PART:
             # The long one costs as much as three prompts, so it comes with fewer clips.
             long = drop[1] < 0.5
             keep = BATCH // 2 if long else BATCH
-            video, audio, weight, truth = (part[:keep] for part in (video, audio, weight, truth))
+            parts = [part[:keep] for part in parts]
             text = prompts.negatives[long].expand(keep, -1, -1)
-        example = make_example(video, audio, draw_sigmas(len(video), generator), generator)
         device = device_of(model)
-        losses = flow_loss(model, example.to(device), text.to(device), weight.to(device), heads.watch)
-        told = heads.loss(video, truth.to(device))
+        video, audio, *others = parts
+        *weights, truth = (part.to(device) for part in others)
+        example = make_example(video, audio, draw_sigmas(len(video), generator), generator)
+        losses = flow_loss(model, example.to(device), text.to(device), tuple(weights), heads.watch)
+        told = heads.loss(video, truth)
         return losses | {"loss": losses["loss"] + WEIGHT * told, "truth": told}
 
     return step

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from happyhorse_core.text.tokenizer import GemmaTokenizer
-from training.clips import SHARES, STILL_WEIGHT, Clips, prompts_of, scene_of
+from training.clips import SHARES, SOUND_WEIGHTS, STILL_WEIGHT, Clips, prompts_of, scene_of
 from training.text import make_tokenizer
 from training.truth import truth_of
 
@@ -39,14 +39,16 @@ def test_a_batch_has_prompts_of_one_length_and_weights_of_its_motions(clips):
     generator = torch.Generator().manual_seed(1)
     for _ in range(20):
         batch = clips.draw(3, generator)
-        video, weight, ids = batch.video, batch.weight, batch.ids
+        video, (weight, loud), ids = batch.video, batch.weights, batch.ids
         assert video.shape == (3, 48, 5, 2, 2) and batch.audio.shape == (3, 64, 7) and len(ids) == 3
         assert weight.shape == (3, 48, 1, 2, 2)
         torch.testing.assert_close(weight.mean((1, 2, 3, 4)), torch.ones(3))
         numbers = video[:, 0, 0, 0, 0].tolist()
-        for number, parts, text, truth in zip(numbers, weight, ids.tolist(), batch.truth, strict=True):
+        parts_of = zip(numbers, weight, loud, ids.tolist(), batch.truth, strict=True)
+        for number, parts, level, text, truth in parts_of:
             scene = scene_of(SEED, int(number))
             assert torch.equal(truth, truth_of(scene, 7))
+            assert level.item() == SOUND_WEIGHTS.get(scene.motion, 1.0)
             assert parts.mean((1, 2, 3)).argmax() == 1 + MOTIONS.index(scene.motion)
             assert parts.min() == pytest.approx(STILL_WEIGHT)
             assert text in [clips.tokenizer.encode(prompt) for prompt in prompts_of(SEED, int(number), scene)]

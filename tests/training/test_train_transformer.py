@@ -11,8 +11,8 @@ from training.model import CONFIG, TrainingOps, make_transformer
 from training.transformer import draw_sigmas, flow_loss, make_example, masked_mean
 
 BATCH, FRAMES = 64, 3
-ALIKE = torch.ones(1, 1, 1, 1, 1)
-"""Weights of a video whose parts all count the same."""
+ALIKE = torch.ones(1, 1, 1, 1, 1), torch.ones(1, 1, 1)
+"""Weights of clips whose parts all count the same."""
 
 
 @pytest.fixture
@@ -77,8 +77,10 @@ def test_flow_loss_is_nothing_for_the_true_velocity_and_counts_noisy_parts_alone
     one = torch.zeros(1, 48, 1, 1, 1)
     one[:, 5] = 48
     error = (example.noise[0] - example.clean[0]).square()[:, 5:6]
-    found = flow_loss(Idle(), example, None, one)["video"]
+    found = flow_loss(Idle(), example, None, (one, ALIKE[1]))["video"]
     assert found == pytest.approx(masked_mean(error, example.noisy[0]).item(), rel=1e-4)
+    alike, loud = (flow_loss(Idle(), example, None, (one, weight * ALIKE[1]))["audio"] for weight in (1, 4))
+    assert loud == pytest.approx(4 * alike.item())
 
 
 def test_masked_mean_of_nothing_is_zero():
