@@ -1,6 +1,6 @@
 """Judges the shipped Pony on clips that it was never trained on, and prints the table of its model card.
 
-    python training/evaluate.py [--models DIR] [--seed S] [--count N] [--roles distilled base]
+    python training/evaluate.py [--models DIR] [--seed S] [--count N] [--roles distilled base] [--guidance 2,2,2]
 
 Every task gets ``count`` fresh scenes and prompts: new numbers, new word orders; "unseen" is of combinations of
 colour, shape and motion that training never had. The judge is classical analysis (training/judge), nothing learned.
@@ -19,8 +19,12 @@ from tqdm import tqdm
 if __name__ == "__main__" and __package__ is None:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from happyhorse_core.checkpoint.roles import BASE
+from happyhorse_core.cli import parse_guidance
+from happyhorse_core.errors import InputError
+from happyhorse_core.sampling.guidance import Scales
 from training.judge.clip import Findings, judge_clip, matches
-from training.sample import RATE, Clip, Order, load_stack, make_clips
+from training.sample import GUIDANCE, RATE, Clip, Order, load_stack, make_clips
 from training.world.draw import draw
 from training.world.prompts import prompt
 from training.world.scene import Scene, sample_scene
@@ -100,9 +104,12 @@ TASKS: dict[str, Task] = {
 }
 
 
-def evaluate(models: Path, role: str, seed: int, count: int, tasks: Sequence[str]) -> dict[str, dict[str, list[bool]]]:
+def evaluate(
+    models: Path, role: str, seed: int, count: int, tasks: Sequence[str], scales: Scales = GUIDANCE
+) -> dict[str, dict[str, list[bool]]]:
     """Verdicts by task and by what is judged."""
     stack = load_stack(models, role)
+    stack.scales = scales
     results: dict[str, dict[str, list[bool]]] = {}
     for task in tasks:
         make, judge = TASKS[task]
@@ -134,17 +141,27 @@ def _cell(verdicts: list[bool]) -> str:
     return f"{100 * np.mean(verdicts):.1f} % of {len(verdicts)}"
 
 
+def guidance(text: str) -> Scales:
+    """The option --guidance, which is that of the command line."""
+    try:
+        return parse_guidance(text, BASE)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=ROOT / "pony", help="folder of the model; default pony/")
     parser.add_argument("--seed", type=int, default=1, help="another seed judges other clips")
     parser.add_argument("--count", type=int, default=200, help="clips of each task")
     parser.add_argument("--roles", nargs="+", default=["distilled", "base"], choices=["distilled", "base"])
+    parser.add_argument("--guidance", type=guidance, default=GUIDANCE, help="of the base model; default 2,2,2")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--json", type=Path, help="also write the verdicts to this file")
     options = parser.parse_args(arguments)
     results = {
-        role: evaluate(options.models, role, options.seed, options.count, options.tasks) for role in options.roles
+        role: evaluate(options.models, role, options.seed, options.count, options.tasks, options.guidance)
+        for role in options.roles
     }
     print(table(results))
     if options.json is not None:

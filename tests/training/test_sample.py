@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tools.make_tiny_checkpoints import write_stack
-from training.evaluate import main, psnr
+from training.evaluate import guidance, main, psnr
 from training.sample import Order, load_stack, make_clips
 
 PROMPTS = ("a red circle", "a blue star", "a large green square that slides")
@@ -51,6 +51,17 @@ def test_evaluation_counts_what_held(folder, capsys):
     assert lines[0] == "| task | judged | distilled |"
     assert "| text to video | colour and shape | 0.0 % of 2 |" in lines  # random weights show nothing
     assert [line for line in lines if line.startswith("| audio driven | picture follows the sound |")]
+
+
+def test_evaluation_takes_another_guidance_and_refuses_none(folder, capsys):
+    stack = load_stack(folder, "base")
+    ((_, usual),) = make_clips(stack, orders()[:1], steps=2)
+    stack.scales = guidance("5,2,5")
+    ((_, strong),) = make_clips(stack, orders()[:1], steps=2)
+    assert not np.array_equal(usual.frames, strong.frames) and not np.array_equal(usual.waveform, strong.waveform)
+    with pytest.raises(SystemExit):
+        main(["--guidance", "much"])
+    assert "--guidance: found 'much', expected three numbers" in capsys.readouterr().err
 
 
 def test_psnr():
