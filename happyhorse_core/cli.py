@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import re
 import secrets
 import sys
@@ -37,7 +38,8 @@ from .super_resolution import TRAINED_SIZES, shape_warnings
 
 logger = logging.getLogger(__name__)
 
-INTERRUPTED = 130
+INTERRUPTED, READER_GONE = 130, 141
+"""What shells say of programs that were ended by Ctrl-C, or because nobody read their output any more."""
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 PARTS = ("transformer", "text_encoder", "video_decoder", "audio_vae", "image_encoder", "sr_transformer")
 
@@ -308,7 +310,12 @@ def _convert(args: argparse.Namespace) -> int:
 
 def _inspect(args: argparse.Namespace) -> int:
     text, usable = run_inspect(args)
-    print(text)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Who read it has gone, as ``| head`` does; Python would still try to write the rest when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
     return 0 if usable else 1
 
 

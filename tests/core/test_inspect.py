@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from happyhorse_core.cli import main
 from happyhorse_core.convert.run import convert
 from happyhorse_core.describe.report import gibibytes, spans
 from tools.make_tiny_checkpoints import write_stack
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -217,3 +221,13 @@ def test_spans(numbers, text):
 @pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.50 KiB"), (2**30, "1.00 GiB")])
 def test_sizes(size, text):
     assert gibibytes(size) == text
+
+
+def test_nothing_is_said_where_nobody_reads(models):
+    """As with ``inspect FILE | head -1``."""
+    command = [sys.executable, "-m", "happyhorse_core", "inspect", str(models / "released" / "base")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    _, errors = process.communicate(timeout=120)
+    assert errors == ""
+    assert process.returncode == 141
