@@ -35,7 +35,14 @@ def scene_of(seed: int, index: int) -> Scene:
     """The scene number ``index`` of a seed; combinations that are kept out never come."""
     rng = np.random.default_rng((seed, index))
     motion = rng.choice(list(SHARES), p=list(SHARES.values()))
-    return sample_scene(rng, kind="face") if motion == "speaking" else sample_scene(rng, motion=str(motion))
+    if motion == "speaking":
+        return sample_scene(rng, kind="face")
+    return sample_scene(rng, motion=str(motion), driven=is_driven(index))
+
+
+def is_driven(index: int) -> bool:
+    """Whether the sound of a clip tells its moments, and so is always given: two clips in five."""
+    return index % 5 < 2
 
 
 def prompts_of(seed: int, index: int, scene: Scene) -> list[str]:
@@ -77,7 +84,7 @@ class Batch:
 
     ``weights`` are those of the video's parts, [B, 48, 1, H, W], and of the sound, [B, 1, 1]; they follow from the
     motion, which the prompt tells, so that what is predicted best under them is still the mean. ``truth`` [B, A, 5] is
-    that of ``truth_of``.
+    that of ``truth_of``; the sound of those that are ``driven`` [B] has to be given.
     """
 
     video: Tensor
@@ -85,6 +92,7 @@ class Batch:
     ids: Tensor
     weights: tuple[Tensor, Tensor]
     truth: Tensor
+    driven: Tensor
 
 
 class Clips:
@@ -107,6 +115,8 @@ class Clips:
         self.groups = [_columns(members) for members in groups.values()]
         self.weights = torch.tensor([float(len(members)) for members, _ in self.groups])
         self.motions, self.truth = torch.tensor(motions), torch.stack(truth)
+        self.driven = torch.tensor([is_driven(index) for index in range(len(motions))])
+        self.driven &= self.motions == list(SHARES).index("bouncing")
         self.loud = torch.tensor([SOUND_WEIGHTS.get(name, 1.0) for name in SHARES])
         self.change = torch.stack([self._change(number) for number in range(len(SHARES))])
 
@@ -128,6 +138,7 @@ class Clips:
             ids[chosen],
             (self.change[motions], self.loud[motions].view(-1, 1, 1)),
             self.truth[clips],
+            self.driven[clips],
         )
 
 

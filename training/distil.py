@@ -85,7 +85,8 @@ def make_step(student: nn.Module, teacher: nn.Module, clips: Clips, prompts: Pro
         batch = clips.draw(BATCH, generator)
         text = prompts.embed(batch.ids).to(device)
         position = torch.randint(GRID, (BATCH,), generator=generator)
-        example = make_example(batch.video, batch.audio, sigmas[position], generator).to(device)
+        latents = batch.video, batch.audio, batch.driven
+        example = make_example(*latents, sigmas[position], generator).to(device)
         after = sigmas[position + 1].to(device)
         lower = teacher_step(teacher, example, after, text, negative.expand(BATCH, -1, -1))
         return consistency_loss(student, example, lower, after, text, tuple(part.to(device) for part in batch.weights))

@@ -71,7 +71,10 @@ def from_picture(rng: np.random.Generator, seed: int) -> Case:
 def from_sound(rng: np.random.Generator, seed: int) -> Case:
     """Clips whose picture has to follow the sound in time: bounces, pulses and mouths."""
     kind = rng.integers(3)
-    scene = sample_scene(rng, kind="face") if kind == 2 else sample_scene(rng, motion=("bouncing", "pulsing")[kind])
+    if kind == 2:
+        scene = sample_scene(rng, kind="face")
+    else:
+        scene = sample_scene(rng, motion=("bouncing", "pulsing")[kind], driven=True)
     return Case(scene, Order(prompt(scene, rng), seed, sound=sound(scene)))
 
 

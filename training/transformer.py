@@ -27,7 +27,7 @@ from .sheet import sheet_of
 from .text import load_trained_encoder
 from .truth import WEIGHT, TruthHeads
 
-CLIPS, BATCH, STEPS, RATE = 10_000, 16, 10_000, 2e-3
+CLIPS, BATCH, STEPS, RATE = 10_000, 16, 11_500, 2e-3
 NEGATIVE_PART, IMAGE_PART, SOUND_PART = 0.1, 0.35, 0.3
 UNSHIFTED_PART = 0.3
 """How many noise levels are drawn evenly; the others as densely as the sampler's steps lie."""
@@ -58,19 +58,19 @@ def draw_sigmas(batch: int, generator: torch.Generator) -> Tensor:
     return torch.where(torch.rand(batch, generator=generator) < UNSHIFTED_PART, even, shifted)
 
 
-def draw_masks(video: Tensor, audio: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """1 where there is to be noise: not in a given first picture, nor in a given sound."""
+def draw_masks(video: Tensor, audio: Tensor, driven: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """1 where there is to be noise: not in a given first picture, nor in a given sound, which those ``driven`` have."""
     batch = len(video)
     video_mask, audio_mask = torch.ones(batch, 1, video.shape[2], 1, 1), torch.ones(batch, 1, 1)
     video_mask[torch.rand(batch, generator=generator) < IMAGE_PART, :, 0] = 0
-    audio_mask[torch.rand(batch, generator=generator) < SOUND_PART] = 0
+    audio_mask[(torch.rand(batch, generator=generator) < SOUND_PART) | driven] = 0
     return video_mask, audio_mask
 
 
-def make_example(video: Tensor, audio: Tensor, sigma: Tensor, generator: torch.Generator) -> Example:
-    """Puts noise of the levels ``sigma`` [B] into clean latents."""
+def make_example(video: Tensor, audio: Tensor, driven: Tensor, sigma: Tensor, generator: torch.Generator) -> Example:
+    """Puts noise of the levels ``sigma`` [B] into clean latents, but not into the sound of those ``driven`` [B]."""
     noise = tuple(torch.randn(x.shape, generator=generator) for x in (video, audio))
-    masks = draw_masks(video, audio, generator)
+    masks = draw_masks(video, audio, driven, generator)
     levels = (sigma.view(-1, 1, 1, 1, 1) * masks[0], sigma.view(-1, 1, 1) * masks[1])
     mixed = [level * n + (1 - level) * x for level, n, x in zip(levels, noise, (video, audio), strict=True)]
     return Example(*mixed, clean=(video, audio), noise=noise, noisy=masks, sigma=sigma)
@@ -121,7 +121,7 @@ def make_step(model: nn.Module, heads: TruthHeads, clips: Clips, prompts: Prompt
     def step(index: int, generator: torch.Generator) -> dict[str, Tensor]:
         drop = torch.rand(2, generator=generator)
         batch = clips.draw(BATCH, generator)
-        parts = batch.video, batch.audio, *batch.weights, batch.truth
+        parts = batch.video, batch.audio, batch.driven, *batch.weights, batch.truth
         text = prompts.embed(batch.ids)
         if drop[0] < NEGATIVE_PART:
             # The long one costs as much as three prompts, so it comes with fewer clips.
@@ -130,9 +130,9 @@ def make_step(model: nn.Module, heads: TruthHeads, clips: Clips, prompts: Prompt
             parts = [part[:keep] for part in parts]
             text = prompts.negatives[long].expand(keep, -1, -1)
         device = device_of(model)
-        video, audio, *others = parts
+        video, audio, driven, *others = parts
         *weights, truth = (part.to(device) for part in others)
-        example = make_example(video, audio, draw_sigmas(len(video), generator), generator)
+        example = make_example(video, audio, driven, draw_sigmas(len(video), generator), generator)
         losses = flow_loss(model, example.to(device), text.to(device), tuple(weights), heads.watch)
         told = heads.loss(video, truth)
         return losses | {"loss": losses["loss"] + WEIGHT * told, "truth": told}

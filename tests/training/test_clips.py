@@ -5,9 +5,10 @@ import torch
 from safetensors.torch import save_file
 
 from happyhorse_core.text.tokenizer import GemmaTokenizer
-from training.clips import SHARES, SOUND_WEIGHTS, STILL_WEIGHT, Clips, prompts_of, scene_of
+from training.clips import SHARES, SOUND_WEIGHTS, STILL_WEIGHT, Clips, is_driven, prompts_of, scene_of
 from training.text import make_tokenizer
 from training.truth import truth_of
+from training.world.scene import DROP
 
 COUNT, SEED = 400, 4
 MOTIONS = list(SHARES)
@@ -44,10 +45,12 @@ def test_a_batch_has_prompts_of_one_length_and_weights_of_its_motions(clips):
         assert weight.shape == (3, 48, 1, 2, 2)
         torch.testing.assert_close(weight.mean((1, 2, 3, 4)), torch.ones(3))
         numbers = video[:, 0, 0, 0, 0].tolist()
-        parts_of = zip(numbers, weight, loud, ids.tolist(), batch.truth, strict=True)
-        for number, parts, level, text, truth in parts_of:
+        parts_of = zip(numbers, weight, loud, ids.tolist(), batch.truth, batch.driven, strict=True)
+        for number, parts, level, text, truth, driven in parts_of:
             scene = scene_of(SEED, int(number))
             assert torch.equal(truth, truth_of(scene, 7))
+            assert driven == (scene.motion == "bouncing" and is_driven(int(number)))
+            assert driven or scene.motion != "bouncing" or scene.phase == DROP
             assert level.item() == SOUND_WEIGHTS.get(scene.motion, 1.0)
             assert parts.mean((1, 2, 3)).argmax() == 1 + MOTIONS.index(scene.motion)
             assert parts.min() == pytest.approx(STILL_WEIGHT)

@@ -13,6 +13,8 @@ from training.transformer import draw_sigmas, flow_loss, make_example, masked_me
 BATCH, FRAMES = 64, 3
 ALIKE = torch.ones(1, 1, 1, 1, 1), torch.ones(1, 1, 1)
 """Weights of clips whose parts all count the same."""
+NONE = torch.zeros(BATCH, dtype=torch.bool)
+"""None of the clips is driven by its sound."""
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def clean(generator):
 
 @pytest.fixture
 def example(clean, generator):
-    return make_example(*clean, draw_sigmas(BATCH, generator), generator)
+    return make_example(*clean, NONE, draw_sigmas(BATCH, generator), generator)
 
 
 class Straight(nn.Module):
@@ -54,6 +56,14 @@ def test_some_clips_have_a_clean_first_picture_and_some_a_clean_sound(example):
     assert sounds.tolist() == [not mask.all() for mask in example.noisy[1]]
     assert 5 < pictures.sum() < 50 and 5 < sounds.sum() < 50
     assert not (example.video[:, :, 1:] == example.clean[0][:, :, 1:]).any()
+
+
+def test_clips_that_are_driven_have_their_sound_given(clean, generator):
+    driven = torch.arange(BATCH) % 3 == 0
+    example = make_example(*clean, driven, draw_sigmas(BATCH, generator), generator)
+    given = example.noisy[1][:, 0, 0] == 0
+    assert given[driven].all() and not given.all()
+    assert torch.equal(example.audio[driven], clean[1][driven])
 
 
 def test_noisy_latents_lie_between_noise_and_clip(example):
@@ -139,7 +149,7 @@ def test_fresh_transformer_says_nothing_and_learns():
     generator = torch.Generator().manual_seed(1)
     video, audio = torch.randn(2, 48, FRAMES, 2, 2, generator=generator), torch.randn(2, 64, 5, generator=generator)
     text = torch.randn(2, 4, CONFIG.text_in_channels, generator=generator)
-    example = make_example(video, audio, torch.tensor([0.5, 0.9]), generator)
+    example = make_example(video, audio, NONE[:2], torch.tensor([0.5, 0.9]), generator)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     for _ in range(12):

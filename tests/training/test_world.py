@@ -98,6 +98,18 @@ def test_a_shape_is_drawn_where_its_track_says(shape, size):
     assert mass / size**2 == pytest.approx(area * RADIUS["medium"] ** 2, rel=0.03)
 
 
+def test_shapes_are_dropped_at_the_start_unless_their_sound_tells_when_they_fall():
+    dropped, driven = ([bounce(seed, driven=driven) for seed in range(40)] for driven in (False, True))
+    assert all(np.argmin(track(scene).y) == 0 for scene in dropped)
+    assert len({track(scene).touches[0] for scene in dropped}) == 3  # one for each size
+    first = [track(scene).touches[0] for scene in driven if scene.size == "large"]
+    assert np.ptp(first) > 0.15
+
+
+def bounce(seed, **options):
+    return sample_scene(np.random.default_rng(seed), motion="bouncing", **options)
+
+
 def test_shapes_move_as_their_motions_are_named():
     left, right = (track(shape_scene(f"sliding {to}")) for to in ("left", "right"))
     assert (np.diff(left.x) < 0).all() and (np.diff(right.x) > 0).all()

@@ -29,8 +29,9 @@ FLOOR = 0.9
 GRAVITY = 3.0
 TEMPO = {"small": 0.66, "medium": 0.78, "large": 0.9}
 """Seconds between touches of the floor: large ones bounce higher and slower."""
-DROPPED = (0.35, 0.65)
-"""Parts of a bounce that may have passed at the start: a shape is dropped from about as high as it will bounce."""
+DROP, DRIVEN_DROPS = 0.5, (0.35, 0.65)
+"""The part of a bounce that has passed at the start: a shape falls from its full height as a clip begins. Where a sound
+tells when it touches the floor, that may come sooner or later."""
 ORBIT = {"small": 0.32, "medium": 0.25, "large": 0.2}
 SWELL = 0.3
 STILL_RADIUS = 0.09
@@ -106,12 +107,18 @@ def is_held_out(colour: str, shape: str, motion: str) -> bool:
 
 
 def sample_scene(
-    rng: np.random.Generator, *, held_out: bool | None = False, kind: str | None = None, motion: str | None = None
+    rng: np.random.Generator,
+    *,
+    held_out: bool | None = False,
+    kind: str | None = None,
+    motion: str | None = None,
+    driven: bool = False,
 ) -> Scene:
     """Draws a scene.
 
     ``held_out`` False gives trained combinations only, True only those kept out (shapes, since faces have none), None
-    any. ``kind`` and ``motion`` ask for one kind or one motion; without them one clip in six is a face.
+    any. ``kind`` and ``motion`` ask for one kind or one motion; without them one clip in six is a face. ``driven`` asks
+    for a scene whose moments only its sound tells: bounces do not begin with a drop from the full height.
     """
     if kind is None:
         kind = "shape" if motion in MOTIONS or held_out else "face"
@@ -123,14 +130,14 @@ def sample_scene(
     while True:
         words = (_pick(rng, COLOURS), _pick(rng, SHAPES), _pick(rng, motions))
         if held_out is None or is_held_out(*words) == held_out:
-            return _sample_shape(rng, *words)
+            return _sample_shape(rng, *words, driven)
 
 
-def _sample_shape(rng: np.random.Generator, colour: str, shape: str, motion: str) -> Scene:
+def _sample_shape(rng: np.random.Generator, colour: str, shape: str, motion: str, driven: bool) -> Scene:
     size = _pick(rng, SIZES)
     # Inside the orbit of a larger shape there is no room.
     with_second = rng.random() < 1 / 6 and (motion != "orbiting" or size == "small")
-    place = _place(rng, motion, size, with_second)
+    place = _place(rng, motion, size, with_second, driven)
     still = None
     if with_second:
         other = _pick(rng, [name for name in COLOURS if name != colour])
@@ -140,15 +147,15 @@ def _sample_shape(rng: np.random.Generator, colour: str, shape: str, motion: str
     return Scene("shape", shape, colour, size, motion, _sample_background(rng), second=still, **place)
 
 
-def _place(rng: np.random.Generator, motion: str, size: str, with_second: bool) -> dict[str, float]:
+def _place(rng: np.random.Generator, motion: str, size: str, with_second: bool, driven: bool) -> dict[str, float]:
     """The two or three free numbers of a motion; a second shape needs the moving one out of its way."""
     phase = float(rng.random())
     if motion == "bouncing":
         x = rng.uniform(0.28, 0.36) if with_second else rng.uniform(0.28, 0.72)
         if with_second and rng.random() < 0.5:
             x = 1 - x
-        low, high = DROPPED
-        return {"x": float(x), "phase": low + (high - low) * phase, "pace": TEMPO[size]}
+        low, high = DRIVEN_DROPS
+        return {"x": float(x), "phase": low + (high - low) * phase if driven else DROP, "pace": TEMPO[size]}
     if motion == "orbiting":
         return {"phase": phase, "pace": float(rng.uniform(1.2, 2.0))}
     if motion == "pulsing":
