@@ -25,6 +25,8 @@ PROMPTS = 4
 """Prompts of each scene."""
 SHARES = {"bouncing": 0.3, "speaking": 0.3, "pulsing": 0.1, "orbiting": 0.1, "sliding left": 0.1, "sliding right": 0.1}
 """How often each motion is drawn: where sound and picture have to meet to the moment, there is more to learn."""
+EMPHASIS = {"bouncing": 1.5, "speaking": 0.5}
+"""How often clips of a motion come, for each time that others do: mouths are learned long before bounces."""
 STILL_WEIGHT = 0.2
 """What a part of the latents counts that never changes in clips of a motion; the mean of all parts is 1."""
 SOUND_WEIGHTS = {"bouncing": 4.0, "speaking": 2.0}
@@ -113,8 +115,9 @@ class Clips:
                 ids = tokenizer.encode(text)
                 groups.setdefault(len(ids), []).append((index, ids))
         self.groups = [_columns(members) for members in groups.values()]
-        self.weights = torch.tensor([float(len(members)) for members, _ in self.groups])
         self.motions, self.truth = torch.tensor(motions), torch.stack(truth)
+        self.emphasis = torch.tensor([EMPHASIS.get(name, 1.0) for name in SHARES])[self.motions]
+        self.weights = torch.stack([self.emphasis[members].sum() for members, _ in self.groups])
         self.driven = torch.tensor([is_driven(index) for index in range(len(motions))])
         self.driven &= self.motions == list(SHARES).index("bouncing")
         self.loud = torch.tensor([SOUND_WEIGHTS.get(name, 1.0) for name in SHARES])
@@ -129,7 +132,7 @@ class Clips:
     def draw(self, batch: int, generator: torch.Generator) -> Batch:
         """Random clips, float32."""
         members, ids = self.groups[int(torch.multinomial(self.weights, 1, generator=generator))]
-        chosen = torch.randint(len(members), (batch,), generator=generator)
+        chosen = torch.multinomial(self.emphasis[members], batch, replacement=True, generator=generator)
         clips = members[chosen]
         motions = self.motions[clips]
         return Batch(

@@ -27,7 +27,7 @@ from .sheet import sheet_of
 from .text import load_trained_encoder
 from .truth import WEIGHT, TruthHeads
 
-CLIPS, BATCH, STEPS, RATE = 10_000, 16, 11_500, 2e-3
+CLIPS, BATCH, STEPS, RATE = 10_000, 16, 16_000, 2e-3
 NEGATIVE_PART, IMAGE_PART, SOUND_PART = 0.1, 0.35, 0.3
 UNSHIFTED_PART = 0.3
 """How many noise levels are drawn evenly; the others as densely as the sampler's steps lie."""

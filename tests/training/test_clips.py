@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from happyhorse_core.text.tokenizer import GemmaTokenizer
-from training.clips import SHARES, SOUND_WEIGHTS, STILL_WEIGHT, Clips, is_driven, prompts_of, scene_of
+from training.clips import EMPHASIS, SHARES, SOUND_WEIGHTS, STILL_WEIGHT, Clips, is_driven, prompts_of, scene_of
 from training.text import make_tokenizer
 from training.truth import truth_of
 from training.world.scene import DROP
@@ -34,6 +34,16 @@ def test_motions_come_in_their_shares():
     found = [scene_of(SEED, index).motion for index in range(COUNT)]
     for motion, share in SHARES.items():
         assert found.count(motion) / COUNT == pytest.approx(share, abs=0.07)
+
+
+def test_clips_come_as_often_as_their_motions_shall(clips):
+    generator = torch.Generator().manual_seed(2)
+    found = torch.cat([clips.draw(16, generator).video[:, 0, 0, 0, 0] for _ in range(400)]).long().tolist()
+    motions = [scene_of(SEED, index).motion for index in found]
+    there = [scene_of(SEED, index).motion for index in range(COUNT)]
+    wanted = {name: EMPHASIS.get(name, 1.0) * there.count(name) for name in MOTIONS}
+    for name, part in wanted.items():
+        assert motions.count(name) / len(motions) == pytest.approx(part / sum(wanted.values()), abs=0.08)
 
 
 def test_a_batch_has_prompts_of_one_length_and_weights_of_its_motions(clips):
