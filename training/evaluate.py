@@ -23,7 +23,7 @@ from happyhorse_core.checkpoint.roles import BASE
 from happyhorse_core.cli import parse_guidance
 from happyhorse_core.errors import InputError
 from happyhorse_core.sampling.guidance import Scales
-from training.judge.clip import Findings, judge_clip, matches
+from training.judge.clip import Findings, judge_clip, matches, meetings
 from training.sample import GUIDANCE, RATE, Clip, Order, load_stack, make_clips
 from training.world.draw import draw
 from training.world.prompts import prompt
@@ -31,6 +31,7 @@ from training.world.scene import Scene, sample_scene
 from training.world.sound import sound
 
 ROOT = Path(__file__).resolve().parent.parent
+TIMED = {"bouncing": "bounce and click", "speaking": "mouth and voice", "pulsing": "radius and loudness"}
 ENOUGH_PSNR = 28.0
 """dB that the first picture has to be near the given one."""
 
@@ -43,7 +44,8 @@ class Case:
     order: Order
 
 
-Verdicts = dict[str, bool]
+Verdicts = dict[str, bool | list[bool]]
+"""Of one clip: what was judged, and whether it was good, or whether each of several was."""
 Task = tuple[Callable[[np.random.Generator, int], Case], Callable[[Case, Clip, Findings], Verdicts]]
 
 
@@ -79,13 +81,20 @@ def from_sound(rng: np.random.Generator, seed: int) -> Case:
 
 
 def judge_text(case: Case, clip: Clip, findings: Findings) -> Verdicts:
-    found = matches(findings, case.scene)
-    timed = case.scene.motion in ("bouncing", "speaking")
+    found, motion = matches(findings, case.scene), case.scene.motion
     return {
         "colour and shape": found["colour"] and found["shape"],
         "motion": found["motion"],
-        "sound in time (bounce, mouth)" if timed else "sound in time (pulse, side)": found["sync"],
+        f"sound in time: {TIMED.get(motion, 'place and side')}": meet(findings)
+        if motion == "bouncing"
+        else found["sync"],
     }
+
+
+def meet(findings: Findings) -> list[bool]:
+    """For each touch of the floor whether its click is in time; a click without a touch counts as one more failure."""
+    touches, clicks = meetings(findings)
+    return [*touches, *(good for good in clicks if not good)] or [False]
 
 
 def judge_picture(case: Case, clip: Clip, findings: Findings) -> Verdicts:
@@ -123,7 +132,7 @@ def evaluate(
         for number, clip in tqdm(clips, desc=f"{role}, {task}", total=count):
             case, findings = cases[number], judge_clip(clip.frames, clip.waveform, RATE)
             for name, good in judge(case, clip, findings).items():
-                verdicts.setdefault(name, []).append(bool(good))
+                verdicts.setdefault(name, []).extend(good if isinstance(good, list) else [bool(good)])
         results[task] = verdicts
     return results
 

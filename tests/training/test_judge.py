@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from training.evaluate import meet
 from training.judge.clip import agreement, in_time, judge_clip, matches
 from training.judge.sounds import find_clicks
 from training.world.draw import draw
@@ -115,6 +116,21 @@ def test_a_click_within_one_frame_is_in_time_and_a_stray_one_is_not():
     # Touches at 0.4 and 1.2 s: one more click halfway between.
     stray = wave + np.roll(wave, round(0.4 * RATE), 1)
     assert not in_time(judge_clip(frames, stray, RATE), "bouncing")
+
+
+def test_each_bounce_is_judged_and_each_stray_click_counts():
+    scene = Scene("shape", "circle", "red", "medium", "bouncing", ("grey", "grey"), phase=0.5, pace=0.8)
+    frames, wave = draw(scene), sound(scene)
+    assert meet(judge_clip(frames, wave, RATE)) == [True, True]
+    # Touches at 0.4 and 1.2 s: the second click comes too late, or there is one more after each.
+    half = wave.copy()
+    half[:, RATE:] = np.roll(wave, round(0.1 * RATE), 1)[:, RATE:]
+    assert meet(judge_clip(frames, half, RATE)) == [True, False, False]
+    stray = wave + np.roll(wave, round(0.4 * RATE), 1)
+    assert meet(judge_clip(frames, stray, RATE)) == [True, True, False, False]
+    assert meet(judge_clip(frames, np.zeros_like(wave), RATE)) == [False, False]
+    still = np.repeat(frames[:1], len(frames), 0)
+    assert meet(judge_clip(still, np.zeros_like(wave), RATE)) == [False]
 
 
 @pytest.mark.parametrize("motion", ["sliding left", "sliding right", "orbiting"])

@@ -121,15 +121,21 @@ def agreement(findings: Findings, motion: str) -> float:
     return _correlation(findings.x, findings.side)
 
 
-def _clicks_on_touches(findings: Findings) -> float:
-    if not findings.touches or not findings.clicks:
-        return 0.0
+def meetings(findings: Findings) -> tuple[list[bool], list[bool]]:
+    """For each touch whether a click is within one frame, and for each click whether a touch is."""
     touches, clicks = np.array(findings.touches), np.array(findings.clicks)
-    apart = np.abs(touches[:, None] - clicks)
     # At either end of the clip a touch may be out of sight while its click is heard.
-    seen = (clicks > 3 / FPS) & (clicks < findings.seconds - 4 / FPS)
-    belongs = apart.min(0)[seen] <= IN_TIME
-    return float(min(np.mean(apart.min(1) <= IN_TIME), np.mean(belongs) if len(belongs) else 1.0))
+    seen = clicks[(clicks > 3 / FPS) & (clicks < findings.seconds - 4 / FPS)]
+    return [_meets(time, clicks) for time in touches], [_meets(time, touches) for time in seen]
+
+
+def _meets(time: float, others: Values) -> bool:
+    return bool((np.abs(others - time) <= IN_TIME).any())
+
+
+def _clicks_on_touches(findings: Findings) -> float:
+    touches, clicks = meetings(findings)
+    return float(min(np.mean(touches), np.mean(clicks) if clicks else 1.0)) if touches else 0.0
 
 
 def _correlation(seen: Values, heard: Values) -> float:
