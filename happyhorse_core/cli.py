@@ -32,6 +32,7 @@ from .memory import is_out_of_memory
 from .model_folder import find_models
 from .negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from .pipeline import Machine, Request, Upscale, check_request, generate, target_shape
+from .precision import usual_dtype
 from .progress import Progress
 from .sampling.guidance import RELEASED, Scales
 from .super_resolution import TRAINED_SIZES, shape_warnings
@@ -139,9 +140,9 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
-        default="bf16",
-        help="precision of weights and products; default bf16. With bf16 a transformer file in float8 (convert --dtype "
-        "fp8-scaled) stays in float8 in memory, and is multiplied in float8 on GPUs that can; with float32 never",
+        help="precision of weights and products; default bf16, or float32 on processors that are slow in bf16. With "
+        "bf16 a transformer file in float8 (convert --dtype fp8-scaled) stays so in memory and is multiplied in float8 "
+        "on GPUs that can; with float32 never",
     )
 
 
@@ -254,12 +255,17 @@ def _request(args: argparse.Namespace) -> Request:
 def _machine(args: argparse.Namespace) -> Machine:
     if args.devices is None:
         name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return Machine(_usable(name, "--device"), DTYPES[args.dtype])
+        device = _usable(name, "--device")
+        return Machine(device, _dtype(args.dtype, device))
     device, *others = (_usable(name.strip(), "--devices") for name in args.devices.split(","))
     if others:
         check_devices((device, *others))
     # What the stages before the transformer used is kept by this process, unless it is told that others need it.
-    return Machine(device, DTYPES[args.dtype], tuple(others), torch.cuda.empty_cache)
+    return Machine(device, _dtype(args.dtype, device), tuple(others), torch.cuda.empty_cache)
+
+
+def _dtype(name: str | None, device: torch.device) -> torch.dtype:
+    return usual_dtype(device) if name is None else DTYPES[name]
 
 
 def _usable(name: str, option: str) -> torch.device:

@@ -182,7 +182,8 @@ def _check_machine(file: TransformerFile, shape: ClipShape, machine: Machine) ->
     needed = loaded_bytes(file, machine.dtype) + activation_bytes(
         tokens, file.config.hidden_size, machine.dtype.itemsize
     )
-    what = f"{shape.pictures} frames of {shape.width} x {shape.height} with {file.source.path}"
+    dtype = str(machine.dtype).removeprefix("torch.")
+    what = f"{shape.pictures} frames of {shape.width} x {shape.height} with {file.source.path} in {dtype}"
     for device, ranks in Counter(machine.devices).items():
         require(ranks * needed, available_bytes(device), what)
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from happyhorse_core.text.tokenizer import GemmaTokenizer
 
 from .audio_vae import encode_sounds, load_sound_encoder
+from .run import autocast
 from .truth import truth_of
 from .video_vae import encode_clips, load_clip_encoder
 from .world.draw import draw
@@ -67,7 +68,7 @@ def make_clips(folder: Path, count: int, seed: int, video_run: Path, audio_run: 
             scenes = [scene_of(seed, index) for index in range(first, first + BATCH)]
             pictures = torch.from_numpy(np.stack([draw(scene) for scene in scenes]))
             waves = torch.from_numpy(np.stack([sound(scene) for scene in scenes]))
-            with torch.autocast("cpu", torch.bfloat16):  # the command line's precision
+            with autocast(torch.device("cpu")):  # the command line's precision
                 videos.append(encode_clips(video_encoder, pictures).half())
             sounds.append(encode_sounds(sound_encoder, waves).half())
         part = _part(folder, start)

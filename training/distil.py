@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from happyhorse_core.precision import usual_dtype
 from happyhorse_core.sampling.guidance import guide
 from happyhorse_core.sampling.schedule import flow_sigmas
 
@@ -40,7 +41,7 @@ def levels(sigma: Tensor) -> Pair:
 
 def run_model(model: nn.Module, latents: Pair, text: Tensor) -> Pair:
     """The velocities of both streams."""
-    return model(*latents, text, compute_dtype=torch.bfloat16)
+    return model(*latents, text, compute_dtype=usual_dtype(text.device))
 
 
 @torch.no_grad()

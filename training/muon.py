@@ -51,7 +51,7 @@ class Muon(torch.optim.Optimizer):
             state["average"] = torch.zeros_like(parameter)
         average = state["average"].lerp_(parameter.grad, 1 - group["momentum"])
         ahead = parameter.grad.lerp(average, group["momentum"]).flatten(1)
-        update = orthogonal(ahead.bfloat16()).float()  # its errors are far below those of the polynomial
+        update = orthogonal(ahead)
         size = MATCH * max(update.shape) ** 0.5
         parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"] * size)
 
@@ -68,12 +68,22 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """The matrix [m, n] with its singular values brought near 1."""
+    """The matrix [m, n] with its singular values brought near 1.
+
+    Each iteration multiplies it by a polynomial in its own square. All of them commute, so they are worked out on
+    squares of the shorter side, and the matrix itself is multiplied but once.
+    """
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.mT if tall else matrix
     x = x / (x.norm() + 1e-7)
     a, b, c = NEWTON_SCHULZ
-    for _ in range(ITERATIONS):
-        square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
+    square = x @ x.mT
+    one = torch.eye(len(x), dtype=x.dtype, device=x.device)
+    whole = one
+    for left in reversed(range(ITERATIONS)):
+        factor = a * one + b * square + c * square @ square
+        whole = factor @ whole
+        if left:
+            square = factor @ factor @ square
+    x = whole @ x
     return x.mT if tall else x

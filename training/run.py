@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from happyhorse_core.precision import usual_dtype
+
 Step = Callable[[int, torch.Generator], Mapping[str, Tensor]]
 """``step(index, generator)`` -> the loss and whatever else belongs on the curve, each one number."""
 Sheet = Callable[[Path, Mapping[str, nn.Module]], None]
@@ -62,6 +64,12 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 def device_of(module: nn.Module) -> torch.device:
     """Where a module computes. What a step draws is drawn on the CPU, the same on every machine, and then moved."""
     return next(module.parameters()).device
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Products in bfloat16 where the device is fast in it."""
+    dtype = usual_dtype(device)
+    return torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16)
 
 
 def learning_rate(index: int, steps: int, peak: float, warmup: int) -> float:

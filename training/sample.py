@@ -20,6 +20,7 @@ from happyhorse_core.geometry import OUTPUT_SAMPLE_RATE, ClipShape
 from happyhorse_core.model_folder import find_models
 from happyhorse_core.negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from happyhorse_core.pipeline import to_bytes
+from happyhorse_core.precision import usual_dtype
 from happyhorse_core.sampling.guidance import Scales
 from happyhorse_core.sampling.loop import Velocity, denoise, guided
 from happyhorse_core.sampling.schedule import flow_sigmas
@@ -33,7 +34,7 @@ SIZE, FRAMES = 64, 51
 SHAPE = ClipShape(SIZE, SIZE, FRAMES)
 BATCH = 16
 STEPS = {"distilled": 8, "base": 32}
-DTYPE = torch.bfloat16
+DTYPE = usual_dtype(torch.device("cpu"))
 GUIDANCE = Scales(2.0, 2.0, audio=2.0)
 """Of the Pony's base: the released 5 is too much for a net as small as this one, and shapes bend inwards."""
 

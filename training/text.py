@@ -54,7 +54,7 @@ FACTS: dict[str, tuple[str, ...]] = {
 }
 TOKENIZER = "tokenizer.json"
 NAME = "t5gemma-9b-9b-ul2"
-POOL, VOCABULARY, BATCH, STEPS, RATE = 20_000, 1_100, 32, 2_000, 2e-3
+POOL, VOCABULARY, BATCH, STEPS, RATE = 20_000, 1_100, 32, 4_000, 2e-3
 
 
 def facts(scene: Scene) -> dict[str, str]:

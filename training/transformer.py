@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from happyhorse_core.dit.model import LayerHook
 from happyhorse_core.negative_prompt import DEFAULT_NEGATIVE_PROMPT
+from happyhorse_core.precision import usual_dtype
 from happyhorse_core.sampling.schedule import SHIFT
 from happyhorse_core.text.load import TextEncoder
 
@@ -106,7 +107,8 @@ def flow_loss(
     layer_hook: LayerHook | None = None,
 ) -> dict[str, Tensor]:
     """Weighted mean square error of both velocities."""
-    found = model(example.video, example.audio, text, compute_dtype=torch.bfloat16, layer_hook=layer_hook)
+    dtype = usual_dtype(text.device)
+    found = model(example.video, example.audio, text, compute_dtype=dtype, layer_hook=layer_hook)
     losses = {}
     for name, part, velocity, clean, noise, mask in zip(
         ("video", "audio"), weights, found, example.clean, example.noise, example.noisy, strict=True

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from happyhorse_core.video_vae.latent_statistics import denormalise
 from happyhorse_core.video_vae.turbo_decoder import TurboDecoder, Window, plan_windows
 
-from .run import device_of
+from .run import autocast, device_of
 from .video_vae_parts import GROUP, ClipEncoder
 from .world.draw import draw
 from .world.scene import sample_scene
@@ -23,8 +23,8 @@ SHORT = 3
 """Latent frames of the short runs that most steps decode: more clips for the same work."""
 WHOLE_FROM = 0.7
 """The part of the training after which steps decode the windows of a whole clip."""
-NOISE = 0.2
-"""The most noise, as its deviation, that is added to a latent; each clip of a step gets its own amount."""
+NOISE = 0.25
+"""The most noise, as its deviation, that is added to a latent frame; each gets its own amount."""
 STILLS = 0.1
 """The part of the clips in which one picture stands still."""
 WIDE = 0.06
@@ -117,13 +117,13 @@ def latent_loss(latent: Tensor) -> Tensor:
 
 
 def noised(latent: Tensor, generator: torch.Generator) -> Tensor:
-    """Adds noise to latents [B, C, T, H, W], of another strength for each clip."""
-    amount = NOISE * torch.rand(len(latent), 1, 1, 1, 1, generator=generator)
+    """Adds noise to latents [B, C, T, H, W], of another strength for each: a given first one comes without any."""
+    amount = NOISE * torch.rand(len(latent), 1, latent.shape[2], 1, 1, generator=generator)
     return latent + (amount * torch.randn(latent.shape, generator=generator)).to(latent.device)
 
 
 def make_step(
-    modules: Mapping[str, nn.Module], *, steps: int, batch: int, seed: int, bfloat16: bool = True
+    modules: Mapping[str, nn.Module], *, steps: int, batch: int, seed: int
 ) -> Callable[[int, torch.Generator], dict[str, Tensor]]:
     """The step that ``training.run.train`` asks for, over ``image`` and ``decoder``.
 
@@ -146,7 +146,7 @@ def make_step(
             window = Window(start, start + SHORT, 0, 0)
         device = device_of(decoder)
         pictures = cut_runs(clips, window.start, min(window.stop, LATENTS) - window.start, rng).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        with autocast(device):
             latent = encoder(pictures, starts_clip=window.start == 0).float()
             found, wanted = decode(decoder, noised(latent, generator), window, pictures)
         losses, pull = picture_losses(found, wanted), latent_loss(latent)

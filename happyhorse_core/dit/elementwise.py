@@ -6,6 +6,7 @@ stay in the cache of a processor and small on an accelerator. The results are th
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -21,20 +22,35 @@ DEVICE_VALUES = 1 << 24
 
 
 def blocks(x: Tensor, lengths: Sequence[int]) -> Iterator[tuple[int, slice]]:
-    """(expert, tokens) of consecutive blocks along axis 1 that lie within one modality each.
-
-    Under ``torch.compile`` one block a modality: compiled code makes no float32 copies, and a loop would tie it to this
-    number of tokens, so that every prompt of another length would be compiled anew.
-    """
-    compiling = torch.compiler.is_compiling()
+    """(expert, tokens) of consecutive blocks along axis 1 that lie within one modality each; see ``whole``."""
     per_token = x[:, :1].numel()
     rows = max(1, (CACHED_VALUES if x.device.type == "cpu" else DEVICE_VALUES) // max(1, per_token))
-    start = 0
-    for expert, length in enumerate(lengths):
-        end = start + length
-        for first in (start,) if compiling else range(start, end, rows):
-            yield expert, slice(first, end if compiling else min(first + rows, end))
-        start = end
+    for expert, (start, end) in enumerate(pairwise(accumulate(lengths, initial=0))):
+        for first in (start,) if whole(x) else range(start, end, rows):
+            yield expert, slice(first, end if whole(x) else min(first + rows, end))
+
+
+def whole(x: Tensor) -> bool:
+    """Whether a modality is one block, however long.
+
+    Compiled code makes no float32 copies, and a loop would tie it to this number of tokens, so that every prompt of
+    another length would be compiled anew. Where gradients are kept so are the copies, and a block's gradient is a
+    tensor as long as the sequence, empty but for the block.
+    """
+    return torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad)
+
+
+def in_blocks(
+    x: Tensor, lengths: Sequence[int], shape: Sequence[int], dtype: torch.dtype, work: Callable[[int, slice], Tensor]
+) -> Tensor:
+    """[B, S, *shape] in ``dtype``, of which ``work(expert, tokens)`` makes one block of x."""
+    if whole(x):
+        parts = [work(expert, tokens).to(dtype) for expert, tokens in blocks(x, lengths)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    out = torch.empty(*x.shape[:2], *shape, dtype=dtype, device=x.device)
+    for expert, tokens in blocks(x, lengths):
+        out[:, tokens] = work(expert, tokens)
+    return out
 
 
 def normalised(x: Tensor, gain: Tensor) -> Tensor:
@@ -46,10 +62,7 @@ def normalised(x: Tensor, gain: Tensor) -> Tensor:
 
 def rms_norm(x: Tensor, gains: Sequence[Tensor], lengths: Sequence[int], dtype: torch.dtype) -> Tensor:
     """[B, S, dim] -> the same in ``dtype``, each modality with the gain [dim] of its own."""
-    out = torch.empty_like(x, dtype=dtype)
-    for expert, tokens in blocks(x, lengths):
-        out[:, tokens] = normalised(x[:, tokens], gains[expert])
-    return out
+    return in_blocks(x, lengths, x.shape[2:], dtype, lambda expert, tokens: normalised(x[:, tokens], gains[expert]))
 
 
 def rotated_heads(
@@ -60,34 +73,30 @@ def rotated_heads(
     x [B, S, heads, head_dim] -> the same in ``dtype``; gains [head_dim] per modality; cos and sin
     [S, 1, 3/8 * head_dim]. Channel j pairs with channel j + 3/8 * head_dim.
     """
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
     half = cos.shape[-1]
-    for expert, tokens in blocks(x, lengths):
-        normed, c, s = normalised(x[:, tokens], gains[expert]), cos[tokens], sin[tokens]
-        first, second = normed[..., :half], normed[..., half : 2 * half]
-        block = out[:, tokens]
-        block[..., :half] = first * c - second * s
-        block[..., half : 2 * half] = second * c + first * s
-        block[..., 2 * half :] = normed[..., 2 * half :]
-    return out
+
+    def rotate(expert: int, tokens: slice) -> Tensor:
+        c, s = cos[tokens], sin[tokens]
+        first, second, still = normalised(x[:, tokens], gains[expert]).split((half, half, x.shape[-1] - 2 * half), -1)
+        return torch.cat((first * c - second * s, second * c + first * s, still), -1)
+
+    return in_blocks(x, lengths, x.shape[2:], dtype, rotate)
 
 
 def gated_heads(x: Tensor, gate: Tensor, lengths: Sequence[int]) -> Tensor:
     """x [B, S, heads, head_dim] times the sigmoid of gate [B, S, heads], in float32 -> [B, S, heads * head_dim]."""
-    out = torch.empty(*x.shape[:2], x.shape[2] * x.shape[3], dtype=x.dtype, device=x.device)
-    for _, tokens in blocks(x, lengths):
-        out[:, tokens] = (x[:, tokens] * torch.sigmoid(gate[:, tokens].float()).unsqueeze(-1)).flatten(2)
-    return out
+
+    def scale(expert: int, tokens: slice) -> Tensor:
+        return (x[:, tokens] * torch.sigmoid(gate[:, tokens].float()).unsqueeze(-1)).flatten(2)
+
+    return in_blocks(x, lengths, (x.shape[2] * x.shape[3],), x.dtype, scale)
 
 
 def activated(
     x: Tensor, activation: Callable[[Tensor], Tensor], width: int, lengths: Sequence[int], dtype: torch.dtype
 ) -> Tensor:
     """x [B, S, n] -> [B, S, width] in ``dtype``; ``activation`` gets and gives float32."""
-    out = torch.empty(*x.shape[:2], width, dtype=dtype, device=x.device)
-    for _, tokens in blocks(x, lengths):
-        out[:, tokens] = activation(x[:, tokens].float())
-    return out
+    return in_blocks(x, lengths, (width,), dtype, lambda expert, tokens: activation(x[:, tokens].float()))
 
 
 def gelu7(x: Tensor) -> Tensor:
@@ -98,5 +107,6 @@ def gelu7(x: Tensor) -> Tensor:
 
 def swiglu7(x: Tensor) -> Tensor:
     """[..., 2 * n] -> [..., n]: even channels gate the odd ones; gate at most 7, the other within 7, plus one."""
-    gate, linear = x[..., ::2].clamp(max=CLAMP), x[..., 1::2].clamp(-CLAMP, CLAMP)
-    return gate * torch.sigmoid(GATE_SLOPE * gate) * (linear + 1)
+    gate, linear = x.unflatten(-1, (-1, 2)).unbind(-1)
+    gate = gate.clamp(max=CLAMP)
+    return gate * torch.sigmoid(GATE_SLOPE * gate) * (linear.clamp(-CLAMP, CLAMP) + 1)

@@ -161,16 +161,24 @@ def test_blocks_cover_each_modality_in_turn(monkeypatch: pytest.MonkeyPatch) -> 
     assert found == [(0, 0, 4), (0, 4, 8), (0, 8, 9), (2, 9, 12)]
 
 
+def test_where_gradients_are_kept_a_modality_is_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("happyhorse_core.dit.elementwise.CACHED_VALUES", 40)
+    found = [tokens for _, tokens in blocks(torch.zeros(2, 12, 5, requires_grad=True), (9, 3))]
+    assert found == [slice(0, 9), slice(9, 12)]
+
+
 def test_block_size_does_not_change_the_result(
     config: TransformerConfig, weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = build(config, weights, torch.float32)
-    whole = model(*inputs(), compute_dtype=torch.float32)
+    model = build(config, weights, torch.float32).requires_grad_(True)
+    whole = model(*inputs(), compute_dtype=torch.float32)  # with gradients each modality is one block
     monkeypatch.setattr("happyhorse_core.dit.elementwise.CACHED_VALUES", 1)
     monkeypatch.setattr("happyhorse_core.dit.layers.MLP_TOKENS", 10)
-    for found, expected in zip(model(*inputs(), compute_dtype=torch.float32), whole, strict=True):
+    with torch.no_grad():
+        parts = model(*inputs(), compute_dtype=torch.float32)
+    for found, expected in zip(parts, whole, strict=True):
         # Products of fewer rows may sum in another order.
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_reach_every_weight(config: TransformerConfig, weights: dict[str, Tensor]) -> None:

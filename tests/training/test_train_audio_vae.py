@@ -74,13 +74,16 @@ def test_fresh_weights_keep_the_variance_and_state_the_noise():
 
 
 def test_the_start_is_a_codec_in_stereo():
-    """From random weights the error is as large as the sound; here it must be well below, on either side."""
+    """From random weights the error is as large as the sound; here it must be well below, on either side.
+
+    Were the sound mono, the error of a side of the second piece would be 0.31 of what the piece has on both.
+    """
     vae, pieces = make_oobleck(CONFIG, 3), torch.cat([tone(500.0), tone(300.0, left=0.1, right=0.5)])
     start_as_linear_codec(vae, pieces)
     with torch.no_grad():
         latent = vae.encode(pieces)
         made = vae.decode(latent)
-    error = (made - pieces)[..., LATENT:-LATENT].square().mean(-1) / pieces.square().mean(-1)
+    error = (made - pieces)[..., LATENT:-LATENT].square().mean(-1) / pieces.square().mean((1, 2))[:, None]
     assert error.max() < 0.2, error
     assert latent.std() < 5
 
