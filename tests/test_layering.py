@@ -127,6 +127,13 @@ def pack_imports_itself_by_name(source: Source) -> Iterator[str]:
             )
 
 
+def imports_the_training(source: Source) -> Iterator[str]:
+    """Only tests may: they judge clips as the evaluation does."""
+    for node, module, _ in () if source.path.startswith(("training/", "tests/")) else imports(source):
+        if module.split(".")[0] == "training":
+            yield place(source, node, f"imports {module}, on which nothing that is shipped may depend")
+
+
 def layer_made_outside_ops(source: Source) -> Iterator[str]:
     layer = re.compile(r"(torch\.)?nn\.(\w*Linear|Conv\w+|Embedding\w*|\w*Norm\w*|MultiheadAttention)$")
     if not source.in_pack or source.path == f"{CORE}/ops.py":
@@ -206,6 +213,7 @@ RULES: list[Rule] = [
     core_imports_the_host,
     core_climbs_out,
     pack_imports_itself_by_name,
+    imports_the_training,
     layer_made_outside_ops,
     prints,
     catches_everything,
@@ -240,6 +248,8 @@ def test_long_functions_that_are_allowed_exist_and_are_long():
         (core_climbs_out, "happyhorse_core/a.py", "from ..nodes import host"),
         (core_climbs_out, "happyhorse_core/dit/a.py", "from ... import nodes"),
         (pack_imports_itself_by_name, "nodes/a.py", "from happyhorse_core.dit import model"),
+        (imports_the_training, "tools/a.py", "from training.world import draw"),
+        (imports_the_training, "nodes/a.py", "from ..training import run"),
         (layer_made_outside_ops, "happyhorse_core/dit/a.py", "from torch import nn\nx = nn.Linear(1, 2)"),
         (layer_made_outside_ops, "happyhorse_core/dit/a.py", "import torch\nx = torch.nn.GroupNorm(1, 2)"),
         (layer_made_outside_ops, "nodes/host/a.py", "from torch.nn import Conv3d"),
@@ -273,6 +283,8 @@ def test_a_rule_finds_a_bad_example(rule, path, text):
         (core_imports_the_host, "happyhorse_core/a.py", "from . import nodes"),
         (core_climbs_out, "happyhorse_core/dit/a.py", "from ..ops import TorchOps"),
         (pack_imports_itself_by_name, "tests/a.py", "import happyhorse_core"),
+        (imports_the_training, "tests/a.py", "from training.judge.clip import judge_clip"),
+        (imports_the_training, "training/a.py", "from training.run import train"),
         (layer_made_outside_ops, "happyhorse_core/ops.py", "class Linear(nn.Linear): ..."),
         (layer_made_outside_ops, "happyhorse_core/a.py", "x = operations.Linear(1, 2)\ny = nn.Parameter(z)"),
         (prints, "happyhorse_core/cli.py", "print(1)"),
@@ -298,7 +310,15 @@ OUT_OF_PLACE = {
 def project_text() -> Iterator[tuple[str, int, str]]:
     """(path, line number, line) of all text files of the project, this one left out since it holds the patterns."""
     for path in tracked_files():
-        if path == Path(__file__).resolve() or path.suffix in (".safetensors", ".jpg", ".png", ".mp4", ".webp"):
+        if path == Path(__file__).resolve() or path.suffix in (
+            ".safetensors",
+            ".ckpt",
+            ".pth",
+            ".jpg",
+            ".png",
+            ".mp4",
+            ".webp",
+        ):
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
             yield path.relative_to(ROOT).as_posix(), number, line
