@@ -72,11 +72,13 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16)
 
 
-def learning_rate(index: int, steps: int, peak: float, warmup: int) -> float:
-    """Rises linearly to ``peak`` in ``warmup`` steps, then falls to 0 along a cosine at ``steps``."""
+def learning_rate(index: int, steps: int, peak: float, warmup: int, fall: float = 1.0) -> float:
+    """Rises linearly to ``peak`` in ``warmup`` steps, and falls to 0 along a cosine in the last part ``fall`` of the
+    others; a run whose rate stays at its peak until then can be made longer (Haegele et al., arXiv 2405.18392)."""
     if index < warmup:
         return peak * (index + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, (index - warmup) / max(1, steps - warmup))))
+    passed = (index - warmup) / max(1, steps - warmup)
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, 1 - (1 - passed) / fall))))
 
 
 def train(
@@ -90,6 +92,7 @@ def train(
     lr: float,
     seed: int = 0,
     warmup: int = 100,
+    fall: float = 1.0,
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.99),
     make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
@@ -121,7 +124,7 @@ def train(
     bar = tqdm(range(first, steps), desc=name, initial=first, total=steps, mininterval=5)
     for index in bar:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(index, steps, lr, warmup)
+            group["lr"] = learning_rate(index, steps, lr, warmup, fall)
         figures = step(index, torch.Generator().manual_seed(seed * 1_000_003 + index))
         optimizer.zero_grad(set_to_none=True)
         figures["loss"].backward()

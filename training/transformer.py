@@ -163,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed=options.seed,
         device=options.device,
         warmup=200,
+        fall=0.4,
         ema=0.9993,
         sheet=sheet_of(runs, "base"),
         sheet_every=2000,

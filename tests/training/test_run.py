@@ -87,3 +87,6 @@ def test_learning_rate_rises_and_falls():
     rates = [learning_rate(n, 100, 2.0, 10) for n in range(101)]
     assert rates[0] == pytest.approx(0.2) and rates[10] == pytest.approx(2.0)
     assert rates[55] == pytest.approx(1.0) and rates[100] == pytest.approx(0)
+    late = [learning_rate(n, 100, 2.0, 10, 0.2) for n in range(101)]
+    assert late[:11] == rates[:11] and late[82] == pytest.approx(2.0)
+    assert late[91] == pytest.approx(1.0) and late[100] == pytest.approx(0)
