@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from happyhorse_core.precision import usual_dtype
+
 from . import stages
 from .floor import Recorder, Timing, measure, measure_pair
 from .stages import Size
@@ -57,7 +59,8 @@ def resident_peak() -> int:
 def rows(device: torch.device, repeats: int, quick: bool) -> Iterator[Row]:
     """Measures stage after stage; ``quick`` takes toy sizes, to try the program itself."""
     on_cpu = device.type == "cpu"
-    dtypes = (torch.bfloat16, torch.float32) if on_cpu else (torch.bfloat16,)
+    usual = usual_dtype(device)
+    dtypes = tuple(dict.fromkeys((usual, torch.float32) if on_cpu else (usual,)))
     sizes = [Size(256, 2, 64, 64, 4, 7)] if quick else CPU_SIZES if on_cpu else GPU_SIZES
     for size, dtype in product(sizes, dtypes):
         name = f"transformer, hidden {size.hidden}, {size.layers} layers"
@@ -91,9 +94,10 @@ def timed_row(
 def local_row(device: torch.device, repeats: int, quick: bool) -> Row:
     """Local attention beside the share of dense attention that its windows cover."""
     size = Size(640, 1, 64, 64, 32, 7) if quick else Size(256, 1, 1280, 736, 32)
-    run, dense, share = stages.local(size, RADIUS, torch.bfloat16, device)
+    dtype = usual_dtype(device)
+    run, dense, share = stages.local(size, RADIUS, dtype, device)
     timing = measure_pair(run, dense, device, repeats, share)
-    return row(f"local attention, 32 frames, window {RADIUS}, share {share:.3f}", torch.bfloat16, size.tokens, timing)
+    return row(f"local attention, 32 frames, window {RADIUS}, share {share:.3f}", dtype, size.tokens, timing)
 
 
 def table(found: list[Row]) -> str:

@@ -32,6 +32,7 @@ from happyhorse_core.dit.float8 import FLOAT8, Float8Ops, float8_operations, has
 from happyhorse_core.dit.local_attention import frame_groups, local_attention
 from happyhorse_core.dit.model import HappyHorseTransformer
 from happyhorse_core.ops import TorchOps
+from happyhorse_core.precision import usual_dtype
 from happyhorse_core.video_vae.turbo_decoder import TurboDecoder
 
 
@@ -189,7 +190,8 @@ def time_decode(
     decoder: TurboDecoder, width: int, height: int, reported: float, frames: int, device: torch.device
 ) -> dict[str, object]:
     """All windows of a clip, each brought to the CPU as bytes would be."""
-    latent = torch.randn(1, 48, frames, height // 16, width // 16, device=device, dtype=torch.bfloat16)
+    dtype = usual_dtype(device)
+    latent = torch.randn(1, 48, frames, height // 16, width // 16, device=device, dtype=dtype)
 
     def decode() -> None:
         for chunk in decoder.decode_windows(latent):
@@ -197,7 +199,8 @@ def time_decode(
 
     decode()
     reset_peak(device)
-    return result(f"decode {width} x {height}", BF16, "", timed(decode, device), None, reported, device)
+    precision = str(dtype).removeprefix("torch.")
+    return result(f"decode {width} x {height}", precision, "", timed(decode, device), None, reported, device)
 
 
 def reset_peak(device: torch.device) -> None:
@@ -275,7 +278,7 @@ def run(
     for precision in precisions:
         run_transformer(precision, clock, toy=toy, compile_layers=compile_layers, report=report)
     decoder = on_device(
-        TurboDecoder(released_decoder(), operations=TorchOps, dtype=torch.bfloat16, device="meta"), device
+        TurboDecoder(released_decoder(), operations=TorchOps, dtype=usual_dtype(device), device="meta"), device
     )
     for width, height, reported in ((32, 32, 0.0),) if toy else DECODES:
         if clock.elapsed < clock.limit:
@@ -318,8 +321,8 @@ def print_table(
 ) -> None:
     """Prints what was found, and writes it to a file if there is a ``target``."""
     for line in found:
-        rate = rates[line["precision"]]
-        line["share of product rate"] = round(line["TFLOP/s"] * 1e12 / rate, 3) if line["TFLOP/s"] != "" else ""
+        counted = line["TFLOP/s"] != ""
+        line["share of product rate"] = round(line["TFLOP/s"] * 1e12 / rates[line["precision"]], 3) if counted else ""
     products = "in float8" if has_float8_products(device) else "of weights multiplied out to bfloat16"
     limits = ", ".join(f"{precision} {rate / 1e12:.0f} TFLOP/s" for precision, rate in rates.items())
     head = f"{name}, torch {torch.__version__}, float8 products {products}, large matrix product: {limits}"

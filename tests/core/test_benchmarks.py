@@ -14,6 +14,7 @@ from benchmarks.full_size import BF16, FP8, STAGES, Clock, operations_per_step, 
 from benchmarks.stages import Size, heads, transformer
 from happyhorse_core.dit.local_attention import local_attention
 from happyhorse_core.ops import TorchOps
+from happyhorse_core.precision import usual_dtype
 
 ROOT = Path(__file__).parents[2]
 TOY = Size(256, 2, 64, 64, 4, 7)
@@ -48,7 +49,8 @@ def test_the_program_writes_its_figures(tmp_path: Path) -> None:
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
     figures = json.loads(target.read_text())
-    assert len(figures["stages"]) == 5
+    # On a processor without bfloat16 the transformer is timed in float32 alone.
+    assert len(figures["stages"]) == (5 if usual_dtype(torch.device("cpu")) is torch.bfloat16 else 4)
     for stage in figures["stages"]:
         assert stage["stage"] in done.stdout
         assert stage["seconds"] > 0
