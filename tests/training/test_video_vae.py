@@ -1,6 +1,7 @@
 """The Pony's video autoencoder: rules of its latents, windows that it trains on, a few steps, files that it becomes."""
 
 import json
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -156,7 +157,8 @@ class TestFiles:
         image = load_image_encoder(tmp_path / IMAGE_FILE, dtype=torch.float32)
         assert image.config == modules["image"].config
         latent = image(video[:, :, :1])
-        assert torch.equal(latent, modules["image"](video[:, :, :1]))
+        rounded = deepcopy(modules["image"]).bfloat16().float()
+        assert torch.equal(latent, rounded(video[:, :, :1]))
         assert torch.equal(decoder(latent), modules["decoder"](latent))
         settings = json.loads((tmp_path / TURBO_SETTINGS).read_text())
         assert settings["decoder_block_out_channels"] == [4, 8, 4, 8]
