@@ -1,5 +1,6 @@
 """Clips of the world as latents, made once by the trained autoencoders and kept in parts on the disk."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from happyhorse_core.audio_vae.load import load_oobleck
+from happyhorse_core.model_folder import AUDIO_VAE, IMAGE_ENCODER
 from happyhorse_core.text.tokenizer import GemmaTokenizer
+from happyhorse_core.video_vae.load import load_image_encoder
 
-from .audio_vae import encode_sounds, load_sound_encoder
+from .audio_vae import encode_sounds
 from .run import autocast
 from .truth import truth_of
-from .video_vae import encode_clips, load_clip_encoder
+from .video_vae import encode_clips
+from .video_vae_parts import ClipEncoder
 from .world.draw import draw
 from .world.prompts import prompt
 from .world.scene import Scene, sample_scene
@@ -55,14 +60,20 @@ def prompts_of(seed: int, index: int, scene: Scene) -> list[str]:
 
 
 @torch.no_grad()
-def make_clips(folder: Path, count: int, seed: int, video_run: Path, audio_run: Path) -> None:
-    """Writes the latents of ``count`` scenes in parts, float16; parts that are there stay."""
+def make_clips(folder: Path, count: int, seed: int, models: Path) -> None:
+    """Writes the latents of ``count`` scenes in parts, float16, by the autoencoders in ``models``.
+
+    Parts that are there stay, and so do those that another process writes meanwhile.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     starts = [start for start in range(0, count, PART) if not _part(folder, start).exists()]
     if not starts:
         return
-    video_encoder, sound_encoder = load_clip_encoder(video_run), load_sound_encoder(audio_run)
+    video_encoder = ClipEncoder(load_image_encoder(models / IMAGE_ENCODER.places[0], dtype=torch.float32))
+    sound_encoder = load_oobleck(models / AUDIO_VAE.places[0])
     for start in tqdm(starts, desc="clips", unit_scale=PART, unit="clip"):
+        if _part(folder, start).exists():
+            continue
         videos, sounds = [], []
         for first in range(start, start + PART, BATCH):
             scenes = [scene_of(seed, index) for index in range(first, first + BATCH)]
@@ -71,10 +82,10 @@ def make_clips(folder: Path, count: int, seed: int, video_run: Path, audio_run: 
             with autocast(torch.device("cpu")):  # the command line's precision
                 videos.append(encode_clips(video_encoder, pictures).half())
             sounds.append(encode_sounds(sound_encoder, waves).half())
-        part = _part(folder, start)
         made = {"video": torch.cat(videos).contiguous(), "audio": torch.cat(sounds).contiguous()}
-        save_file(made, part.with_suffix(".part"))
-        part.with_suffix(".part").replace(part)
+        unfinished = folder / f"clips-{start:06d}.{os.getpid()}"
+        save_file(made, unfinished)
+        unfinished.replace(_part(folder, start))
 
 
 def _part(folder: Path, start: int) -> Path:

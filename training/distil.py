@@ -22,7 +22,6 @@ from .model import make_transformer
 from .muon import Muon
 from .run import Step, device_of, load_trained, run_parser, train
 from .sheet import sheet_of
-from .text import load_trained_encoder
 from .transformer import Example, Prompts, make_example, masked_mean
 
 BATCH, STEPS, RATE = 16, 1_600, 4e-4
@@ -41,7 +40,7 @@ def levels(sigma: Tensor) -> Pair:
 
 def run_model(model: nn.Module, latents: Pair, text: Tensor) -> Pair:
     """The velocities of both streams."""
-    return model(*latents, text, compute_dtype=usual_dtype(text.device))
+    return model(*latents, text, compute_dtype=usual_dtype(latents[0].device))
 
 
 @torch.no_grad()
@@ -98,7 +97,7 @@ def make_step(student: nn.Module, teacher: nn.Module, clips: Clips, prompts: Pro
 def main(arguments: Sequence[str] | None = None) -> None:
     options = run_parser(__doc__, STEPS).parse_args(arguments)
     runs = options.runs
-    prompts = Prompts(load_trained_encoder(runs / "text"))
+    prompts = Prompts.of(options.models)
     clips = Clips(runs / "clips", options.seed, prompts.encoder.tokenizer)
     teacher, student = make_transformer(options.seed), make_transformer(options.seed)
     for model in (teacher, student):
@@ -119,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         device=options.device,
         warmup=100,
         ema=0.998,
-        sheet=sheet_of(runs, "distilled"),
+        sheet=sheet_of(runs, options.models, "distilled"),
         sheet_every=400,
     )
 

@@ -1,4 +1,4 @@
-"""Writes the trained Pony into a folder in the released layout.
+"""Writes what was trained of the Pony into a folder in the released layout.
 
 python -m training.export --runs RUNS [--to pony]
 """
@@ -18,6 +18,12 @@ from .run import load_trained
 
 TRANSFORMERS = {"distill": "distill", "base": "base"}
 """Folder of the released layout -> run."""
+PARTS = {
+    "text": text.export,
+    "video_vae": lambda run, target: video_vae.export(video_vae.load_modules(run), target),
+    "audio_vae": lambda run, target: audio_vae.export(audio_vae.load_sound_encoder(run), target),
+}
+"""Run -> what writes its part."""
 LARGE = ("linear_qkv.weight", "linear_proj.weight", "up_gate_proj.weight", "down_proj.weight")
 """Kept in bfloat16, as in the released base model; all else is float32."""
 
@@ -38,13 +44,6 @@ def write_transformer(model: nn.Module, target: Path) -> None:
     write_shards(target, tensors, shards=2)
 
 
-def export_autoencoders(runs: Path, target: Path) -> None:
-    """Writes everything but the transformers."""
-    text.export(runs / "text", target)
-    video_vae.export(video_vae.load_modules(runs / "video_vae"), target)
-    audio_vae.export(audio_vae.load_sound_encoder(runs / "audio_vae"), target)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="the folder of all runs")
@@ -53,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for folder, run in TRANSFORMERS.items():
         if (options.runs / run).exists():
             export_transformer(options.runs / run, options.to / folder)
-    export_autoencoders(options.runs, options.to)
+    for run, export in PARTS.items():
+        if (options.runs / run).exists():
+            export(options.runs / run, options.to)
     size = sum(path.stat().st_size for path in options.to.rglob("*") if path.is_file())
     print(f"{options.to}: {size / 1e6:.1f} MB")
 

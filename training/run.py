@@ -20,6 +20,7 @@ Sheet = Callable[[Path, Mapping[str, nn.Module]], None]
 State = dict[str, Tensor]
 
 STATE, CURVE = "state.pt", "curve.csv"
+PONY = Path(__file__).resolve().parent.parent / "pony"
 
 
 class Averages:
@@ -45,9 +46,10 @@ class Averages:
 
 
 def run_parser(description: str, steps: int) -> argparse.ArgumentParser:
-    """The options of a run among others: --runs, --minutes, --steps, --seed."""
+    """The options of a transformer's run: --runs, --models, --minutes, --steps, --seed, --device."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="the folder of all runs")
+    parser.add_argument("--models", type=Path, default=PONY, help="text encoder and autoencoders; default pony/")
     parser.add_argument("--minutes", type=float, default=120, help="stop after so long; the next call goes on")
     parser.add_argument("--steps", type=int, default=steps, help=f"steps of the whole run (default {steps})")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,15 +1,17 @@
 """Sheets of a transformer in training: clips of a few prompts, made by the shipped loaders and sampler."""
 
-from pathlib import Path
+from pathlib import Path, PurePath
+from shutil import copytree
 from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
 from torch import nn
 
+from happyhorse_core.model_folder import AUDIO_VAE, IMAGE_ENCODER, TEXT_ENCODER, VIDEO_DECODER
 from tools.contact_sheet import contact_sheet
 
-from .export import export_autoencoders, write_transformer
+from .export import write_transformer
 from .run import Sheet
 from .sample import RATE, Order, load_stack, make_clips
 from .world.prompts import prompt
@@ -17,16 +19,19 @@ from .world.scene import sample_scene
 
 FOLDERS = {"base": "base", "distilled": "distill"}
 """Role -> folder of the released layout."""
+PARTS = (TEXT_ENCODER, VIDEO_DECODER, IMAGE_ENCODER, AUDIO_VAE)
 CLIPS, SEED = 6, 9_999
 
 
-def sheet_of(runs: Path, role: str) -> Sheet:
-    """What draws a sheet of the module ``transformer``, taken for ``role``, with the autoencoders of ``runs``.
+def sheet_of(runs: Path, models: Path, role: str) -> Sheet:
+    """What draws a sheet of the module ``transformer``, taken for ``role``, with the autoencoders of ``models``.
 
     The model that it is made with lies in the folder ``preview`` of the runs.
     """
     preview = runs / "preview"
-    export_autoencoders(runs, preview)
+    for part in PARTS:
+        folder = PurePath(part.places[0]).parts[0]
+        copytree(models / folder, preview / folder, dirs_exist_ok=True)
     return lambda path, modules: draw_samples(path, modules["transformer"], preview, role)
 
 

@@ -2,30 +2,32 @@
 
     python -m training.transformer --runs RUNS [--minutes M]      trains, or goes on
 
-RUNS holds the runs ``text``, ``video_vae`` and ``audio_vae``, which have to be there; this one makes ``clips`` and
-``base``. The loss is that of rectified flow (Liu et al., arXiv 2209.03003): the velocity noise - clean at a random
-noise level. The model gets no noise level, as in the released one: it reads it off the latents. A part of the clips
-has its first latent frame clean, as image to video will have it, and a part the whole sound, as audio driven will.
+The text encoder and the autoencoders are those of ``pony/`` or of another folder in the released layout. RUNS gets
+``clips``, their latents, and the run ``base``. The loss is that of rectified flow (Liu et al., arXiv 2209.03003): the
+velocity noise - clean at a random noise level. The model gets no noise level, as in the released one: it reads it off
+the latents. A part of the clips has its first latent frame clean, as image to video will have it, and a part the whole
+sound, as audio driven will.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from happyhorse_core.dit.model import LayerHook
+from happyhorse_core.model_folder import TEXT_ENCODER
 from happyhorse_core.negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from happyhorse_core.precision import usual_dtype
 from happyhorse_core.sampling.schedule import SHIFT
-from happyhorse_core.text.load import TextEncoder
+from happyhorse_core.text.load import TextEncoder, load_text_encoder
 
 from .clips import Clips, make_clips
 from .model import make_transformer
 from .muon import Muon
 from .run import Step, device_of, run_parser, train
 from .sheet import sheet_of
-from .text import load_trained_encoder
 from .truth import WEIGHT, TruthHeads
 
 CLIPS, BATCH, STEPS, RATE = 10_000, 16, 16_000, 2e-3
@@ -84,6 +86,11 @@ class Prompts:
         self.encoder = encoder
         self.negatives = [self.embed(torch.tensor([encoder.tokenizer.encode(text)])) for text in NEGATIVES]
 
+    @classmethod
+    def of(cls, models: Path) -> "Prompts":
+        """By the text encoder in a folder in the released layout."""
+        return cls(load_text_encoder(models / TEXT_ENCODER.places[0], dtype=torch.float32))
+
     @torch.no_grad()
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [B, L] -> [B, L, WIDTH]."""
@@ -107,7 +114,7 @@ def flow_loss(
     layer_hook: LayerHook | None = None,
 ) -> dict[str, Tensor]:
     """Weighted mean square error of both velocities."""
-    dtype = usual_dtype(text.device)
+    dtype = usual_dtype(example.video.device)
     found = model(example.video, example.audio, text, compute_dtype=dtype, layer_hook=layer_hook)
     losses = {}
     for name, part, velocity, clean, noise, mask in zip(
@@ -145,8 +152,8 @@ def make_step(model: nn.Module, heads: TruthHeads, clips: Clips, prompts: Prompt
 def main(arguments: Sequence[str] | None = None) -> None:
     options = run_parser(__doc__, STEPS).parse_args(arguments)
     runs = options.runs
-    make_clips(runs / "clips", CLIPS, options.seed, runs / "video_vae", runs / "audio_vae")
-    prompts = Prompts(load_trained_encoder(runs / "text"))
+    make_clips(runs / "clips", CLIPS, options.seed, options.models)
+    prompts = Prompts.of(options.models)
     clips = Clips(runs / "clips", options.seed, prompts.encoder.tokenizer)
     model, heads = make_transformer(options.seed), TruthHeads()
     modules: Mapping[str, nn.Module] = {"transformer": model, "heads": heads}
@@ -165,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warmup=200,
         fall=0.4,
         ema=0.9993,
-        sheet=sheet_of(runs, "base"),
+        sheet=sheet_of(runs, options.models, "base"),
         sheet_every=2000,
     )
 

@@ -47,11 +47,6 @@ def load_modules(folder: Path) -> dict[str, nn.Module]:
     return {name: module.requires_grad_(False).eval() for name, module in modules.items()}
 
 
-def load_clip_encoder(folder: Path) -> ClipEncoder:
-    """The encoder of whole clips of a run."""
-    return ClipEncoder(load_modules(folder)["image"])
-
-
 @torch.no_grad()
 def encode_clips(encoder: ClipEncoder, frames: Tensor) -> Tensor:
     """uint8 [B, F, H, W, 3] with F = 4(T-1) + 1 or, as 51 pictures that are asked for, a few more, which are cut off

@@ -2,11 +2,24 @@
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from happyhorse_core.text.tokenizer import GemmaTokenizer
-from training.clips import EMPHASIS, SHARES, SOUND_WEIGHTS, STILL_WEIGHT, Clips, is_driven, prompts_of, scene_of
+from tools.make_tiny_checkpoints import write_stack
+from training.clips import (
+    EMPHASIS,
+    SHARES,
+    SOUND_WEIGHTS,
+    STILL_WEIGHT,
+    Clips,
+    is_driven,
+    make_clips,
+    prompts_of,
+    scene_of,
+)
 from training.text import make_tokenizer
+from training.transformer import Prompts
 from training.truth import truth_of
 from training.world.scene import DROP
 
@@ -65,3 +78,21 @@ def test_a_batch_has_prompts_of_one_length_and_weights_of_its_motions(clips):
             assert parts.mean((1, 2, 3)).argmax() == 1 + MOTIONS.index(scene.motion)
             assert parts.min() == pytest.approx(STILL_WEIGHT)
             assert text in [clips.tokenizer.encode(prompt) for prompt in prompts_of(SEED, int(number), scene)]
+
+
+def test_clips_are_made_once_by_the_autoencoders_of_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.clips.PART", 2)
+    monkeypatch.setattr("training.clips.BATCH", 1)
+    write_stack(tmp_path / "models", "released", 3)
+    make_clips(tmp_path / "clips", 4, SEED, tmp_path / "models")
+    parts = sorted((tmp_path / "clips").iterdir())
+    assert [part.name for part in parts] == ["clips-000000.safetensors", "clips-000002.safetensors"]
+    with safe_open(parts[0], "pt") as file:
+        assert file.get_slice("video").get_shape() == [2, 48, 13, 4, 4]
+        assert file.get_slice("audio").get_shape() == [2, 64, 51]
+    before = parts[0].stat().st_mtime_ns
+    parts[1].unlink()
+    make_clips(tmp_path / "clips", 4, SEED, tmp_path / "models")
+    assert parts[1].exists() and parts[0].stat().st_mtime_ns == before
+    made = Prompts.of(tmp_path / "models").embed(torch.tensor([[5, 6, 7]]))
+    assert made.shape[:2] == (1, 3) and made.isfinite().all()
