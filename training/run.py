@@ -116,10 +116,8 @@ def train(
     for module in modules.values():
         module.to(device)
     parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
-    if make_optimizer is None:
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(parameters, lr, betas, weight_decay=weight_decay)
-    else:
-        optimizer = make_optimizer(parameters)
+    make_optimizer = make_optimizer or (lambda found: torch.optim.AdamW(found, lr, betas, weight_decay=weight_decay))
+    optimizer = make_optimizer(parameters)
     averages = Averages(modules, ema)
     first, rows = _resume(folder, modules, optimizer, averages)
     ends, saved = time.monotonic() + 60 * minutes, time.monotonic()
