@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from happyhorse_core.geometry import FRAME_RATE, TEMPORAL_STRIDE, frames_of_latent
 
-from .model import HIDDEN
+from .model import HIDDEN, LAYERS
 from .world.scene import RADIUS, Scene, track
 
-READ_AFTER = 5
+READ_AFTER = LAYERS // 2
 """The layer whose results are read."""
 CENTRES = torch.tensor([0.5, 0.55, 0.0, 0.0, 0.0])
 SPREADS = torch.tensor([0.15, 0.15, 0.2, 0.35, 0.3])
