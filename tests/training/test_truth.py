@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.model import make_transformer
-from training.truth import CENTRES, SPREADS, TruthHeads, groups_of, truth_of
+from training.model import HIDDEN, LAYERS, make_transformer
+from training.truth import CENTRES, READ_AFTER, SPREADS, TruthHeads, groups_of, truth_of
 from training.world.scene import HEAD_RADIUS, Scene, sample_scene, track
 
 
@@ -45,7 +45,7 @@ def test_heads_read_each_token_at_its_time(heads):
     """Hidden states that hold the truth itself can be read without error, and only with it at its own tokens."""
     truth = truth_of(Scene("shape", "circle", "red", "small", "bouncing", ("black", "black"), pace=0.7), 9)[None]
     frames = 3
-    told = torch.zeros(1, frames * 2 + 9 + 2, 192)
+    told = torch.zeros(1, frames * 2 + 9 + 2, HIDDEN)
     told[:, : frames * 2, :20] = groups_of(truth, frames).flatten(2).repeat_interleave(2, 1)
     told[:, frames * 2 : -2, :5] = truth
     # All rows get the same length, so that evening them out is the same for all.
@@ -53,7 +53,7 @@ def test_heads_read_each_token_at_its_time(heads):
     with torch.no_grad():
         for head in (heads.video, heads.audio):
             head.bias.zero_()
-            head.weight.copy_(torch.eye(192)[: len(head.weight)] * 20 / 192**0.5)
+            head.weight.copy_(torch.eye(HIDDEN)[: len(head.weight)] * 20 / HIDDEN**0.5)
     heads.hidden = told
     video = torch.zeros(1, 48, frames, 2, 4)
     assert heads.loss(video, truth) < 1e-9
@@ -68,4 +68,5 @@ def test_gradient_of_the_heads_reaches_the_transformer_below_them(heads):
     assert all(torch.equal(a, b) for a, b in zip(plain_result, watched, strict=True))
     heads.loss(video, torch.randn(1, 9, 5)).backward()
     reached = [layer.attention.linear_qkv.weight.grad is not None for layer in model.block.layers]
-    assert reached == [True] * 6 + [False] * 4
+    assert reached == [index <= READ_AFTER for index in range(LAYERS)]
+    assert 0 < READ_AFTER < LAYERS - 1
