@@ -117,7 +117,7 @@ def latent_loss(latent: Tensor) -> Tensor:
 
 
 def noised(latent: Tensor, generator: torch.Generator) -> Tensor:
-    """Adds noise to latents [B, C, T, H, W], of another strength for each: a given first one comes without any."""
+    """Adds noise to latents [B, C, T, H, W], of another strength for each frame, as given ones have none."""
     amount = NOISE * torch.rand(len(latent), 1, latent.shape[2], 1, 1, generator=generator)
     return latent + (amount * torch.randn(latent.shape, generator=generator)).to(latent.device)
 
