@@ -31,7 +31,7 @@ from .sheet import sheet_of
 from .truth import WEIGHT, TruthHeads
 
 CLIPS, BATCH, STEPS, RATE = 10_000, 16, 16_000, 2e-3
-NEGATIVE_PART, IMAGE_PART, SOUND_PART = 0.1, 0.35, 0.3
+NEGATIVE_PART, IMAGE_PART, SOUND_PART = 0.1, 0.45, 0.3
 UNSHIFTED_PART = 0.3
 """How many noise levels are drawn evenly; the others as densely as the sampler's steps lie."""
 SHORT_NEGATIVE = "blurry, noisy"
