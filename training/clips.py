@@ -33,6 +33,8 @@ SHARES = {"bouncing": 0.3, "speaking": 0.3, "pulsing": 0.1, "orbiting": 0.1, "sl
 """How often each motion is drawn: where sound and picture have to meet to the moment, there is more to learn."""
 EMPHASIS = {"bouncing": 0.75, "speaking": 0.4}
 """How often clips of a motion come, for each time that others do: there are three times as many of these two."""
+SECOND_EMPHASIS = 2.0
+"""The same of clips with a second shape, of which there are few."""
 STILL_WEIGHT = 0.5
 """What a part of the latents counts that never changes in clips of a motion; the mean of all parts is 1. With 0.2 the
 shapes that stand still were drawn carelessly, and through the decoder spoilt a given first picture too."""
@@ -119,10 +121,11 @@ class Clips:
         self.video = torch.cat([part["video"] for part in parts])
         self.audio = torch.cat([part["audio"] for part in parts])
         groups: dict[int, list[tuple[int, list[int]]]] = {}
-        motions, truth = [], []
+        motions, truth, seconds = [], [], []
         for index in range(len(self.video)):
             scene = scene_of(seed, index)
             motions.append(list(SHARES).index(scene.motion))
+            seconds.append(scene.second is not None)
             truth.append(truth_of(scene, self.audio.shape[2]))
             for text in prompts_of(seed, index, scene):
                 ids = tokenizer.encode(text)
@@ -130,6 +133,7 @@ class Clips:
         self.groups = [_columns(members) for members in groups.values()]
         self.motions, self.truth = torch.tensor(motions), torch.stack(truth)
         self.emphasis = torch.tensor([EMPHASIS.get(name, 1.0) for name in SHARES])[self.motions]
+        self.emphasis[torch.tensor(seconds)] *= SECOND_EMPHASIS
         self.weights = torch.stack([self.emphasis[members].sum() for members, _ in self.groups])
         self.driven = torch.tensor([is_driven(index) for index in range(len(motions))])
         self.driven &= self.motions == list(SHARES).index("bouncing")

@@ -9,6 +9,7 @@ from happyhorse_core.text.tokenizer import GemmaTokenizer
 from tools.make_tiny_checkpoints import write_stack
 from training.clips import (
     EMPHASIS,
+    SECOND_EMPHASIS,
     SHARES,
     SOUND_WEIGHTS,
     STILL_WEIGHT,
@@ -52,11 +53,13 @@ def test_motions_come_in_their_shares():
 def test_clips_come_as_often_as_their_motions_shall(clips):
     generator = torch.Generator().manual_seed(2)
     found = torch.cat([clips.draw(16, generator).video[:, 0, 0, 0, 0] for _ in range(400)]).long().tolist()
-    motions = [scene_of(SEED, index).motion for index in found]
-    there = [scene_of(SEED, index).motion for index in range(COUNT)]
-    wanted = {name: EMPHASIS.get(name, 1.0) * there.count(name) for name in MOTIONS}
-    for name, part in wanted.items():
-        assert motions.count(name) / len(motions) == pytest.approx(part / sum(wanted.values()), abs=0.08)
+    scenes = [scene_of(SEED, index) for index in range(COUNT)]
+    shares = [EMPHASIS.get(s.motion, 1.0) * (SECOND_EMPHASIS if s.second else 1.0) for s in scenes]
+    kinds = [*MOTIONS, "with a second shape"]
+    of_kind = {kind: [kind in (s.motion, "with a second shape" if s.second else "") for s in scenes] for kind in kinds}
+    for kind, members in of_kind.items():
+        wanted = sum(share for share, member in zip(shares, members, strict=True) if member) / sum(shares)
+        assert sum(members[index] for index in found) / len(found) == pytest.approx(wanted, abs=0.08), kind
 
 
 def test_a_batch_has_prompts_of_one_length_and_weights_of_its_motions(clips):
