@@ -27,6 +27,7 @@ SETTINGS = {
     "Comfy.TutorialCompleted": True,  # else the list of templates covers the canvas
     "Comfy.Minimap.Visible": False,
     "Comfy.Graph.CanvasInfo": False,
+    "Comfy.RightSidePanel.IsOpen": False,  # the host keeps it as the test of the help pages left it
     "Comfy.Locale": "en",
     "Comfy.VueNodes.Enabled": False,
     "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # texts also where the canvas is zoomed out
@@ -62,10 +63,13 @@ SET_WIDGET = """([kind, values]) => {
       node.widgets.find(widget => widget.name === name).value = value;
 }"""
 SELECT = """kind => app.canvas.selectNode(app.graph.nodes.find(node => node.type === kind))"""
-PICTURES_ARE_SHOWN = """count => {
-  const shown = [...document.images].filter(image => image.src.startsWith('blob:') && image.naturalWidth > 0);
-  return shown.length >= count;
+PICTURE_IS_SHOWN = """name => {
+  let card = [...document.querySelectorAll('*')].find(one => !one.childElementCount && one.textContent.trim() === name);
+  while (card && !card.querySelector('img')) card = card.parentElement;
+  const images = [...card?.querySelectorAll('img') ?? []];
+  return images.length === 1 && images[0].src.startsWith('blob:') && images[0].naturalWidth > 0;
 }"""
+"""Of the card with a name; where it has none yet, the next element above has those of other cards."""
 CENTRE = """kind => {
   const node = app.graph.nodes.find(node => node.type === kind), ds = app.canvas.ds;
   ds.scale = 1;
@@ -203,9 +207,10 @@ class Editor:
         self.page.get_by_role("button", name="Templates").first.click()
         self.page.get_by_text(PACK_NAME).first.click()
         for name in names:
-            self.page.get_by_text(name, exact=True).first.wait_for()
-            self.page.get_by_text(name, exact=True).first.scroll_into_view_if_needed()
-        self.page.wait_for_function(PICTURES_ARE_SHOWN, arg=len(names))
+            title = self.page.get_by_text(name, exact=True).first
+            title.wait_for()
+            title.scroll_into_view_if_needed()  # pictures out of sight are not asked for
+            self.page.wait_for_function(PICTURE_IS_SHOWN, arg=name)
         return answers
 
     def open_help(self, kind: str, *said: str) -> str:
