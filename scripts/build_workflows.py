@@ -134,7 +134,7 @@ def base_with_cfg() -> Workflow:
     )
     workflow.column("Encode the prompts")
     positive = workflow.add(
-        "CLIPTextEncode", title="Prompt", colour="positive", height=100, clip=stack.clip, text=written["STRING"]
+        "CLIPTextEncode", title="Prompt", colour="positive", node_height=100, clip=stack.clip, text=written["STRING"]
     )
     negative = workflow.add("HappyHorseNegativePrompt", title="Negative prompt", colour="negative", clip=stack.clip)
     workflow.group("Size")

@@ -101,14 +101,15 @@ class Workflow:
         *,
         title: str | None = None,
         colour: str | None = None,
-        height: int | None = None,
+        node_height: int | None = None,
         **given: Json | Output,
     ) -> Node:
-        """Adds a node to the current group. ``given`` holds links and widget values by the names of the inputs.
+        """Adds a node to the current group. ``given`` holds links and widget values by the names of the inputs;
+        ``node_height`` is that of the node on the canvas, in place of its kind's.
 
         Raises KeyError for an input that the node does not have, or that must be linked and is not.
         """
-        node = self._make(name, title, colour, height, given)
+        node = self._make(name, title, colour, node_height, given)
         self.columns[-1][-1].nodes.append(node)
         return node
 
