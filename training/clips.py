@@ -56,6 +56,11 @@ def is_driven(index: int) -> bool:
     return index % 5 < 2
 
 
+def emphasis_of(scene: Scene) -> float:
+    """How often a clip of the scene comes, for each time that one of no emphasis does."""
+    return EMPHASIS.get(scene.motion, 1.0) * (1.0 if scene.second is None else SECOND_EMPHASIS)
+
+
 def prompts_of(seed: int, index: int, scene: Scene) -> list[str]:
     """The prompts of that scene."""
     rng = np.random.default_rng((seed, index, 1))
@@ -121,19 +126,18 @@ class Clips:
         self.video = torch.cat([part["video"] for part in parts])
         self.audio = torch.cat([part["audio"] for part in parts])
         groups: dict[int, list[tuple[int, list[int]]]] = {}
-        motions, truth, seconds = [], [], []
+        motions, truth, emphasis = [], [], []
         for index in range(len(self.video)):
             scene = scene_of(seed, index)
             motions.append(list(SHARES).index(scene.motion))
-            seconds.append(scene.second is not None)
+            emphasis.append(emphasis_of(scene))
             truth.append(truth_of(scene, self.audio.shape[2]))
             for text in prompts_of(seed, index, scene):
                 ids = tokenizer.encode(text)
                 groups.setdefault(len(ids), []).append((index, ids))
         self.groups = [_columns(members) for members in groups.values()]
         self.motions, self.truth = torch.tensor(motions), torch.stack(truth)
-        self.emphasis = torch.tensor([EMPHASIS.get(name, 1.0) for name in SHARES])[self.motions]
-        self.emphasis[torch.tensor(seconds)] *= SECOND_EMPHASIS
+        self.emphasis = torch.tensor(emphasis)
         self.weights = torch.stack([self.emphasis[members].sum() for members, _ in self.groups])
         self.driven = torch.tensor([is_driven(index) for index in range(len(motions))])
         self.driven &= self.motions == list(SHARES).index("bouncing")

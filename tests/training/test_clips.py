@@ -55,9 +55,9 @@ def test_clips_come_as_often_as_their_motions_shall(clips):
     found = torch.cat([clips.draw(16, generator).video[:, 0, 0, 0, 0] for _ in range(400)]).long().tolist()
     scenes = [scene_of(SEED, index) for index in range(COUNT)]
     shares = [EMPHASIS.get(s.motion, 1.0) * (SECOND_EMPHASIS if s.second else 1.0) for s in scenes]
-    kinds = [*MOTIONS, "with a second shape"]
-    of_kind = {kind: [kind in (s.motion, "with a second shape" if s.second else "") for s in scenes] for kind in kinds}
-    for kind, members in of_kind.items():
+    kinds = {motion: [scene.motion == motion for scene in scenes] for motion in MOTIONS}
+    kinds["with a second shape"] = [scene.second is not None for scene in scenes]
+    for kind, members in kinds.items():
         wanted = sum(share for share, member in zip(shares, members, strict=True) if member) / sum(shares)
         assert sum(members[index] for index in found) / len(found) == pytest.approx(wanted, abs=0.08), kind
 
