@@ -22,13 +22,14 @@ from .model import make_transformer
 from .muon import Muon
 from .run import Step, device_of, load_trained, run_parser, train
 from .sheet import sheet_of
-from .transformer import Example, Prompts, make_example, masked_mean
+from .transformer import Example, Prompts, count_after_picture, make_example, masked_mean
 
-BATCH, STEPS, RATE = 16, 1_600, 4e-4
+BATCH, STEPS, RATE = 16, 600, 4e-4
 GRID = 40
 """Steps of the fine schedule."""
-SCALE = 2.0
-"""Guidance of the teacher, for both streams."""
+SCALE = 1.5
+"""Guidance of the teacher, for both streams, but none where a first picture is given: that says already what guidance
+would stress, and what comes next has to fit it."""
 
 Pair = tuple[Tensor, Tensor]
 
@@ -51,9 +52,10 @@ def teacher_step(teacher: nn.Module, example: Example, after: Tensor, text: Tens
     """
     latents = example.video, example.audio
     wanted, unwanted = run_model(teacher, latents, text), run_model(teacher, latents, negative)
+    scales = levels(1 + (SCALE - 1) * example.noisy[0][:, 0, 0, 0, 0])
     changes = levels(after - example.sigma)
-    parts = zip(latents, wanted, unwanted, changes, example.noisy, strict=True)
-    return tuple(x + guide(p, n, SCALE) * change * mask for x, p, n, change, mask in parts)
+    parts = zip(latents, wanted, unwanted, scales, changes, example.noisy, strict=True)
+    return tuple(x + guide(p, n, scale) * change * mask for x, p, n, scale, change, mask in parts)
 
 
 def consistency_loss(
@@ -66,6 +68,7 @@ def consistency_loss(
     with torch.no_grad():
         targets = [x - s * v for x, s, v in zip(lower, levels(after), run_model(student, lower, text), strict=True)]
     found = run_model(student, (example.video, example.audio), text)
+    weights = count_after_picture(weights, example.noisy[0])
     losses = {}
     parts = zip(
         ("video", "audio"), weights, found, (example.video, example.audio), targets, levels(example.sigma),

@@ -24,13 +24,13 @@ from happyhorse_core.cli import parse_guidance
 from happyhorse_core.errors import InputError
 from happyhorse_core.sampling.guidance import Scales
 from training.judge.clip import Findings, judge_clip, matches, meetings
-from training.sample import GUIDANCE, RATE, Clip, Order, load_stack, make_clips
+from training.run import PONY
+from training.sample import RATE, Clip, Order, load_stack, make_clips
 from training.world.draw import draw
 from training.world.prompts import prompt
 from training.world.scene import Scene, sample_scene
 from training.world.sound import sound
 
-ROOT = Path(__file__).resolve().parent.parent
 TIMED = {"bouncing": "bounce and click", "speaking": "mouth and voice", "pulsing": "radius and loudness"}
 ENOUGH_PSNR = 28.0
 """dB that the first picture has to be near the given one."""
@@ -117,7 +117,7 @@ TASKS: dict[str, Task] = {
 
 
 def evaluate(
-    models: Path, role: str, seed: int, count: int, tasks: Sequence[str], scales: Scales = GUIDANCE
+    models: Path, role: str, seed: int, count: int, tasks: Sequence[str], scales: Scales | None = None
 ) -> dict[str, dict[str, list[bool]]]:
     """Verdicts by task and by what is judged."""
     stack = load_stack(models, role)
@@ -163,11 +163,12 @@ def guidance(text: str) -> Scales:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, default=ROOT / "pony", help="folder of the model; default pony/")
+    parser.add_argument("--models", type=Path, default=PONY, help="folder of the model; default pony/")
     parser.add_argument("--seed", type=int, default=1, help="another seed judges other clips")
     parser.add_argument("--count", type=int, default=200, help="clips of each task")
     parser.add_argument("--roles", nargs="+", default=["distilled", "base"], choices=["distilled", "base"])
-    parser.add_argument("--guidance", type=guidance, default=GUIDANCE, help="of the base model; default 2,2,2")
+    usual = "of the base model; default 1.5,1.5,1.5, and 1,1,1 from a picture"
+    parser.add_argument("--guidance", type=guidance, help=usual)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--json", type=Path, help="also write the verdicts to this file")
     options = parser.parse_args(arguments)

@@ -35,8 +35,10 @@ SHAPE = ClipShape(SIZE, SIZE, FRAMES)
 BATCH = 16
 STEPS = {"distilled": 8, "base": 32}
 DTYPE = usual_dtype(torch.device("cpu"))
-GUIDANCE = Scales(2.0, 2.0, audio=2.0)
+GUIDANCE = Scales(1.5, 1.5, audio=1.5)
 """Of the Pony's base: the released 5 is too much for a net as small as this one, and shapes bend inwards."""
+PICTURE_GUIDANCE = Scales(1.0, 1.0, audio=1.0)
+"""Of the same from a first picture: none, as when the base was distilled, so that what comes next fits the picture."""
 
 Picture = NDArray[np.uint8]
 Waveform = NDArray[np.float32]
@@ -62,7 +64,7 @@ class Clip:
 
 @dataclass
 class Stack:
-    """The parts of one model, loaded from a folder in the released layout."""
+    """The parts of one model, loaded from a folder in the released layout; ``scales`` replace the usual ones."""
 
     role: str
     transformer: HappyHorseTransformer
@@ -70,7 +72,7 @@ class Stack:
     decoder: TurboDecoder
     image_encoder: WanImageEncoder
     audio: Oobleck
-    scales: Scales = GUIDANCE
+    scales: Scales | None = None
     embedded: dict[str, Tensor] = field(default_factory=dict)
 
     def embed(self, prompt: str) -> Tensor:
@@ -126,7 +128,8 @@ def _make_batch(stack: Stack, orders: Sequence[Order], steps: int) -> list[Clip]
     wanted = _velocity(stack, torch.cat([stack.embed(order.prompt) for order in orders]))
     if is_guided:
         unwanted = stack.embed(DEFAULT_NEGATIVE_PROMPT).expand(len(orders), -1, -1)
-        wanted = guided(wanted, _velocity(stack, unwanted), stack.scales)
+        usual = GUIDANCE if picture is None else PICTURE_GUIDANCE
+        wanted = guided(wanted, _velocity(stack, unwanted), stack.scales or usual)
     video, audio = denoise(
         wanted, video, audio, sigmas, solver(), solver() if given is None else None, image_latent=picture
     )

@@ -30,10 +30,12 @@ from .run import Step, device_of, run_parser, train
 from .sheet import sheet_of
 from .truth import WEIGHT, TruthHeads
 
-CLIPS, BATCH, STEPS, RATE = 10_000, 16, 16_000, 2e-3
+CLIPS, BATCH, STEPS, RATE = 10_000, 16, 8_800, 2e-3
 NEGATIVE_PART, IMAGE_PART, SOUND_PART = 0.1, 0.45, 0.3
 UNSHIFTED_PART = 0.3
 """How many noise levels are drawn evenly; the others as densely as the sampler's steps lie."""
+AFTER_PICTURE = 4.0
+"""What the latent frame after a given one counts: the decoder looks ahead, so it shows in the given picture too."""
 SHORT_NEGATIVE = "blurry, noisy"
 
 
@@ -106,6 +108,13 @@ def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
     return (error * mask).sum() / mask.sum().clamp(min=1)
 
 
+def count_after_picture(weights: tuple[Tensor, Tensor], noisy: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights of both streams, with more for the frame after a given one; ``noisy`` [B, 1, T, 1, 1] is the mask."""
+    frames = torch.ones_like(noisy)
+    frames[:, :, 1] += (AFTER_PICTURE - 1) * (1 - noisy[:, :, 0])
+    return weights[0] * frames, weights[1]
+
+
 def flow_loss(
     model: nn.Module,
     example: Example,
@@ -116,6 +125,7 @@ def flow_loss(
     """Weighted mean square error of both velocities."""
     dtype = usual_dtype(example.video.device)
     found = model(example.video, example.audio, text, compute_dtype=dtype, layer_hook=layer_hook)
+    weights = count_after_picture(weights, example.noisy[0])
     losses = {}
     for name, part, velocity, clean, noise, mask in zip(
         ("video", "audio"), weights, found, example.clean, example.noise, example.noisy, strict=True
@@ -171,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         device=options.device,
         warmup=200,
         fall=0.4,
-        ema=0.9993,
+        ema=0.998,
         sheet=sheet_of(runs, options.models, "base"),
         sheet_every=2000,
     )

@@ -6,9 +6,9 @@ from torch import nn
 
 from happyhorse_core.ops import TorchOps
 from happyhorse_core.sampling.schedule import flow_sigmas
-from training.distil import consistency_loss, teacher_step
+from training.distil import SCALE, consistency_loss, teacher_step
 from training.model import CONFIG, TrainingOps, make_transformer
-from training.transformer import draw_sigmas, flow_loss, make_example, masked_mean
+from training.transformer import AFTER_PICTURE, count_after_picture, draw_sigmas, flow_loss, make_example, masked_mean
 
 BATCH, FRAMES = 64, 3
 ALIKE = torch.ones(1, 1, 1, 1, 1), torch.ones(1, 1, 1)
@@ -81,16 +81,24 @@ def test_flow_loss_is_nothing_for_the_true_velocity_and_counts_noisy_parts_alone
         def forward(self, video, audio, text, *, compute_dtype, layer_hook=None):
             return torch.zeros_like(video), torch.zeros_like(audio)
 
-    wanted = masked_mean((example.noise[0] - example.clean[0]).square(), example.noisy[0])
+    counts = count_after_picture(ALIKE, example.noisy[0])[0]
+    wanted = masked_mean(counts * (example.noise[0] - example.clean[0]).square(), example.noisy[0])
     assert flow_loss(Idle(), example, None, ALIKE)["video"] == pytest.approx(wanted.item())
-    assert 1.5 < wanted < 2.5
+    assert 1.5 < wanted < 2.5 * counts.mean()
     one = torch.zeros(1, 48, 1, 1, 1)
     one[:, 5] = 48
-    error = (example.noise[0] - example.clean[0]).square()[:, 5:6]
+    error = (counts * (example.noise[0] - example.clean[0]).square())[:, 5:6]
     found = flow_loss(Idle(), example, None, (one, ALIKE[1]))["video"]
     assert found == pytest.approx(masked_mean(error, example.noisy[0]).item(), rel=1e-4)
     alike, loud = (flow_loss(Idle(), example, None, (one, weight * ALIKE[1]))["audio"] for weight in (1, 4))
     assert loud == pytest.approx(4 * alike.item())
+
+
+def test_frame_after_a_given_picture_counts_more_and_all_others_alike(example):
+    video, audio = count_after_picture((torch.full((BATCH, 48, 1, 2, 2), 0.5), ALIKE[1]), example.noisy[0])
+    given = example.noisy[0][:, 0, 0, 0, 0] == 0
+    assert (video[given, :, 1] == 0.5 * AFTER_PICTURE).all() and (video[~given, :, 1] == 0.5).all()
+    assert (video[:, :, [0, 2]] == 0.5).all() and audio is ALIKE[1]
 
 
 def test_masked_mean_of_nothing_is_zero():
@@ -103,6 +111,21 @@ def test_teacher_goes_down_the_straight_line_and_keeps_what_is_given(example):
     lower = teacher_step(true, example, after, None, None)
     for x, clean, noise, level in zip(lower, example.clean, example.noise, levels_of(after, example), strict=True):
         torch.testing.assert_close(x, clean + level * (noise - clean), rtol=1e-4, atol=1e-4)
+
+
+def test_teacher_is_guided_except_where_a_first_picture_is_given(example):
+    class Told(nn.Module):
+        """Says 1 to the prompt and 0 to the negative one."""
+
+        def forward(self, video, audio, text, *, compute_dtype, layer_hook=None):
+            return text * torch.ones_like(video), text * torch.ones_like(audio)
+
+    lower = teacher_step(Told(), example, example.sigma - 1, torch.tensor(1.0), torch.tensor(0.0))
+    given = example.noisy[0][:, 0, 0, 0, 0] == 0
+    for x, before, noisy in zip(lower, (example.video, example.audio), example.noisy, strict=True):
+        change = (before - x).flatten(1).amax(1)
+        torch.testing.assert_close(change[given & noisy.flatten(1).any(1)].mean(), torch.tensor(1.0))
+        torch.testing.assert_close(change[~given & noisy.flatten(1).any(1)].mean(), torch.tensor(SCALE))
 
 
 def test_consistency_loss_is_nothing_where_both_predictions_agree(example, generator):
