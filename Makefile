@@ -14,7 +14,7 @@ endif
 .PHONY: help setup demo test bench lint format clean
 
 help:
-	@echo "make demo    set up .venv, then write output/demo.mp4 with a tiny model of random weights"
+	@echo "make demo    set up .venv, then write output/demo.mp4 and a sheet of its pictures with the Pony"
 	@echo "make test    set up .venv, then run all tests; ARGS='tests/core -k geometry' narrows them"
 	@echo "make bench   set up .venv, then time each stage beside its floor; ARGS='--device cuda' chooses the device"
 	@echo "make lint    set up .venv, then check the code's style"
@@ -45,5 +45,5 @@ format: setup
 	"$(VENV_PYTHON)" -m ruff format .
 
 clean:
-	rm -rf "$(VENV)" .cache .ruff_cache .pytest_cache tests/.pytest_cache output/demo.mp4
+	rm -rf "$(VENV)" .cache .ruff_cache .pytest_cache tests/.pytest_cache output/demo.mp4 output/demo.png
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

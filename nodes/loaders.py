@@ -24,7 +24,7 @@ class HappyHorseModelLoader(io.ComfyNode):
             display_name="Load HappyHorse Model",
             category=CATEGORY,
             description="Loads the joint video and sound transformer: a daVinci-MagiHuman checkpoint, one file or a "
-            "folder of shards, from models/diffusion_models.",
+            "folder of shards, from models/diffusion_models, or the small one that comes with the pack.",
             search_aliases=["happyhorse", "davinci", "magihuman", "load diffusion model", "unet loader", "t2v", "i2v"],
             inputs=[
                 io.Combo.Input(
@@ -32,7 +32,8 @@ class HappyHorseModelLoader(io.ComfyNode):
                     options=entries,
                     default=files.preferred(entries, "distill", "magihuman", "happyhorse"),
                     tooltip="A file or a folder with an index in models/diffusion_models. The distill checkpoint makes "
-                    "clips in 8 steps.",
+                    "clips in 8 steps. HappyHorse-Pony is a tiny model for a first try, of coloured shapes and faces; "
+                    "its parts go only with each other.",
                 ),
                 io.Combo.Input(
                     "weight_dtype", options=list(WEIGHT_DTYPES), default=DEFAULT, tooltip=DTYPE_TIP, advanced=True
@@ -115,7 +116,8 @@ class HappyHorseVideoVAELoader(io.ComfyNode):
                 io.Combo.Input(
                     "encoder_name",
                     options=[NO_FILE, *entries],
-                    default=files.preferred([e for e in entries if "wan2" in e.lower()], "wan2.2_vae") or NO_FILE,
+                    default=files.preferred([e for e in files.own(entries) if "wan2" in e.lower()], "wan2.2_vae")
+                    or NO_FILE,
                     tooltip="Wan2.2_VAE.pth or a safetensors file of it, in models/vae. Only image to video needs it; "
                     "none saves the memory.",
                 ),

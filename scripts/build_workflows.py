@@ -8,7 +8,7 @@ With --check nothing is written, and the exit code is 1 where a file is not as i
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +17,46 @@ if not __package__:  # started as a file
 
 from scripts import workflow_prompts as prompts
 from scripts.workflow_canvas import Node, Output, Workflow
-from scripts.workflow_notes import note
+from scripts.workflow_notes import PONY_NOTE, note
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE, SR_540P, SR_1080P = (f"daVinci-MagiHuman/{name}" for name in ("base", "540p_sr", "1080p_sr"))
 PICTURE_ENCODER = "Wan2.2_VAE.pth"
 LORA = "my_lora.safetensors"
 SPEECH = "speech.wav"
+PONY = {
+    "model_name": "HappyHorse-Pony/distill",
+    "text_encoder_name": "HappyHorse-Pony/t5gemma-9b-9b-ul2",
+    "decoder_name": "HappyHorse-Pony/turbo_vae/checkpoint-340000.ckpt",
+    "encoder_name": "HappyHorse-Pony/Wan2.2-TI2V-5B/Wan2.2_VAE.pth",
+    "audio_vae_name": "HappyHorse-Pony/stable-audio-open-1.0/model.safetensors",
+}
+"""The parts of the model that comes with the pack."""
 
 
 class Stack:
     """The loaders, which all workflows start with, in a column of their own."""
 
     def __init__(self, workflow: Workflow, *, picture: bool = False, model: str | None = None) -> None:
+        names = {"model_name": model} if model else {}
+        self._load(workflow, {**names, "encoder_name": PICTURE_ENCODER if picture else "none"})
+
+    @classmethod
+    def pony(cls, workflow: Workflow) -> "Stack":
+        """That of the model which comes with the pack."""
+        stack = cls.__new__(cls)
+        stack._load(workflow, PONY)
+        return stack
+
+    def _load(self, workflow: Workflow, names: Mapping[str, str]) -> None:
+        def add(kind: str, *fields: str) -> Node:
+            return workflow.add(kind, **{field: names[field] for field in fields if field in names})
+
         workflow.column("Models")
-        self.model = workflow.add("HappyHorseModelLoader", **({"model_name": model} if model else {}))["MODEL"]
-        self.clip = workflow.add("HappyHorseTextEncoderLoader")["CLIP"]
-        encoder = PICTURE_ENCODER if picture else "none"
-        self.vae = workflow.add("HappyHorseVideoVAELoader", encoder_name=encoder)["VAE"]
-        self.audio_vae = workflow.add("HappyHorseAudioVAELoader")["AUDIO VAE"]
+        self.model = add("HappyHorseModelLoader", "model_name")["MODEL"]
+        self.clip = add("HappyHorseTextEncoderLoader", "text_encoder_name")["CLIP"]
+        self.vae = add("HappyHorseVideoVAELoader", "decoder_name", "encoder_name")["VAE"]
+        self.audio_vae = add("HappyHorseAudioVAELoader", "audio_vae_name")["AUDIO VAE"]
 
     def decode(self, workflow: Workflow, latent: Node) -> Node:
         return workflow.add("HappyHorseDecode", latent=latent["LATENT"], vae=self.vae, audio_vae=self.audio_vae)
@@ -223,6 +244,18 @@ def extend() -> Workflow:
     return workflow
 
 
+def pony() -> Workflow:
+    workflow = Workflow("pony", PONY_NOTE)
+    stack = Stack.pony(workflow)
+    workflow.column("Prompt and size")
+    prompt = encode(workflow, stack, prompts.PONY)
+    empty = workflow.add("HappyHorseEmptyLatent", width=64, height=64, seconds=2.0)
+    workflow.column("Sample")
+    clip = sample(workflow, stack.model, prompt, empty)
+    finish(workflow, stack, clip, "HappyHorse_pony")
+    return workflow
+
+
 WORKFLOWS: tuple[Callable[[], Workflow], ...] = (
     text_to_video,
     image_to_video,
@@ -232,6 +265,7 @@ WORKFLOWS: tuple[Callable[[], Workflow], ...] = (
     super_resolution_1080p,
     lora,
     extend,
+    pony,
 )
 
 

@@ -61,6 +61,26 @@ and the sound of the last second, so that voice and room stay the same.
 For a third clip, copy the group Next clip: HappyHorse Extend takes the joined video too.""",
 }
 
+PONY_NOTE = """\
+Makes a clip with the Pony, a tiny model that comes with this pack: nothing has to be downloaded, and it takes seconds \
+on a laptop without a GPU. Use it to try nodes and workflows.
+
+It knows clips of 2 s and 64 x 64 pixels with one or two coloured shapes that move and sound, or a face that says \
+vowels; pony/README.md lists its words. It is of the same architecture as the real model and has nothing else in \
+common with it: its parts go only with each other.
+
+## Prompts to try
+
+- A small blue square slides to the right on a black background. ... \\<A steady high tone that wanders from left to \
+right>
+- A medium green circle pulses in its place against a grey to navy gradient. ... \\<A mid tone that gets louder and \
+softer with the size>
+- The round face of a woman with tan skin speaks on a navy background. Then Dialogue: and \\<Woman with a high voice, \
+English>: "a o a", then Background Sound: and \\<No prominent background sound>
+
+The other templates name the files of the real model.
+"""
+
 END = """\
 Folders are those below ComfyUI/models. The pages of Google and Stability AI ask for an account that has accepted \
 their terms. Licences: Gemma terms of use (text encoder), Stability AI Community License (sound), Apache-2.0 (the rest).

@@ -153,3 +153,9 @@ Dialogue:
 
 Background Sound:
 <The steady rattle of a train>"""
+
+PONY = """\
+A large yellow star bounces on the floor on a background that fades from teal to navy.
+
+Background Sound:
+<A low click at every touch of the floor>"""

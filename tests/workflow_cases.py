@@ -14,6 +14,8 @@ from scripts import build_workflows
 from tools.make_tiny_checkpoints import HEAD_DIM, HEADS, HIDDEN
 
 NAMES = tuple(build.__name__ for build in build_workflows.WORKFLOWS)
+OF_RELEASED_MODELS = tuple(name for name in NAMES if name != "pony")
+"""Those whose files the user downloads."""
 NOTES = ("Note", "MarkdownNote")
 SEED = 11
 WIDTH, HEIGHT = 96, 64

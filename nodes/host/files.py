@@ -1,4 +1,4 @@
-"""Weights in the host's model folders: what a loader lists, and where a chosen entry lies on disk."""
+"""Weights in the host's model folders and in the pack: what a loader lists, and where a chosen entry lies on disk."""
 
 import re
 from collections.abc import Sequence
@@ -8,10 +8,27 @@ import folder_paths
 
 SHARD = re.compile(r"^(?P<stem>.+)-\d{5}-of-\d{5}\.safetensors$")
 
+SHIPPED = "HappyHorse-Pony"
+"""What the entries of the Pony begin with, the small model that comes with the pack."""
+SHIPPED_FOLDER = Path(__file__).resolve().parents[2] / "pony"
+SHIPPED_PLACES = {
+    "diffusion_models": ("distill", "base"),
+    "text_encoders": ("t5gemma-9b-9b-ul2",),
+    "vae": (
+        "turbo_vae/checkpoint-340000.ckpt",
+        "Wan2.2-TI2V-5B/Wan2.2_VAE.pth",
+        "stable-audio-open-1.0/model.safetensors",
+    ),
+}
+
 
 def list_entries(kind: str) -> list[str]:
-    """Files of one of the host's model folders, with each set of shards shown once, as the folder that holds it."""
-    return collapse_shards(folder_paths.get_filename_list(kind))
+    """Files of one of the host's model folders, with each set of shards shown once, as the folder that holds it.
+
+    The pack's own come last.
+    """
+    shipped = [f"{SHIPPED}/{place}" for place in SHIPPED_PLACES[kind] if (SHIPPED_FOLDER / place).exists()]
+    return collapse_shards(folder_paths.get_filename_list(kind)) + shipped
 
 
 def collapse_shards(names: Sequence[str]) -> list[str]:
@@ -40,13 +57,21 @@ def resolve_entry(kind: str, name: str, field: str) -> str:
         for root in roots:
             if (root / relative).exists():
                 return str(root / relative)
+        if relative.parts[:1] == (SHIPPED,) and (SHIPPED_FOLDER / Path(*relative.parts[1:])).exists():
+            return str(SHIPPED_FOLDER / Path(*relative.parts[1:]))
     raise ValueError(
         f"{field}: {name!r} is not in the {kind} folder ({', '.join(map(str, roots))}). Put the file or folder there "
         "and refresh, or choose another."
     )
 
 
+def own(entries: Sequence[str]) -> list[str]:
+    """What the user put there or, where that is nothing, what is shipped: the two don't go together."""
+    return [entry for entry in entries if not entry.startswith(f"{SHIPPED}/")] or list(entries)
+
+
 def preferred(entries: Sequence[str], *hints: str) -> str | None:
     """The first entry whose name has one of the hints in it, so that a fresh loader shows the likely choice."""
+    entries = own(entries)
     found = (entry for hint in hints for entry in entries if hint.lower() in entry.lower())
     return next(found, entries[0] if entries else None)

@@ -200,5 +200,20 @@ def test_shards_are_listed_as_their_folder():
     assert files.collapse_shards(names) == ["a.ckpt", "x", "x/other.safetensors"]
     assert files.collapse_shards(["m-00001-of-00002.safetensors"]) == ["m.safetensors.index.json"]
     assert files.list_entries("diffusion_models") == [
-        f"daVinci-MagiHuman/{name}" for name in ("1080p_sr", "540p_sr", "base", "distill")
+        *(f"daVinci-MagiHuman/{name}" for name in ("1080p_sr", "540p_sr", "base", "distill")),
+        "HappyHorse-Pony/distill",
+        "HappyHorse-Pony/base",
     ]
+
+
+def test_shipped_model_is_preferred_only_where_there_is_no_other():
+    shipped = ["HappyHorse-Pony/distill", "HappyHorse-Pony/base"]
+    assert files.preferred(shipped, "magihuman", "base") == "HappyHorse-Pony/base"
+    assert files.preferred(["other", *shipped], "distill") == "other"
+
+
+def test_shipped_entry_stays_in_its_folder():
+    assert files.resolve_entry("diffusion_models", "HappyHorse-Pony/base", "name").endswith("base")
+    for name in ("HappyHorse-Pony/../nodes", "HappyHorse-Pony/nothing"):
+        with pytest.raises(ValueError, match="name: .* is not in the diffusion_models folder"):
+            files.resolve_entry("diffusion_models", name, "name")
