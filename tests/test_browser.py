@@ -11,7 +11,7 @@ from PIL import Image
 
 from browser import HEIGHT, WIDTH, Editor
 from comfy_host import ROOT
-from workflow_cases import NAMES, NOTES, api, canvas, put_files, small_values
+from workflow_cases import NAMES, NOTES, api, canvas, put_files
 
 PICTURES = ROOT / "docs" / "images"
 WRITE_PICTURES = bool(os.environ.get("HAPPYHORSE_PICTURES"))
@@ -100,25 +100,20 @@ def test_what_is_wrong_with_a_workflow_would_be_seen(browser, server):
 
 
 def test_run_shows_its_video_on_the_page(browser, server):
-    with Editor(browser, server, "text_to_video") as editor:
-        for kind, values in small_values("text_to_video").items():
-            editor.set_widgets(kind, values)
-        if WRITE_PICTURES:
-            editor.set_widgets("HappyHorseEmptyLatent", {"width": 448, "height": 256, "seconds": 2.0})
+    with Editor(browser, server, "pony") as editor:
         before = len(server.get("/history"))
         editor.run()
         video = editor.wait_for_video()
-        if not WRITE_PICTURES:
-            assert (video["width"], video["height"]) == (96, 64)
-            assert video["seconds"] == pytest.approx(1, abs=0.1)
+        assert (video["width"], video["height"]) == (64, 64)
+        assert video["seconds"] == pytest.approx(2, abs=0.1)
         history = server.get("/history")
         assert len(history) == before + 1
         (path,) = server.files_of(list(history.values())[-1])
         assert path.name in video["src"]
         assert not editor.complains() and not editor.problems
         if WRITE_PICTURES:
-            editor.look_at(canvas("text_to_video")["extra"]["ds"])
-            editor.picture(PICTURES / "run_text_to_video.png")
+            editor.look_at(canvas("pony")["extra"]["ds"])
+            editor.picture(PICTURES / "run_pony.png")
 
 
 def test_templates_are_shown_with_their_thumbnails(browser, server):
@@ -149,7 +144,7 @@ def test_editor_in_chinese_shows_chinese_nodes(browser, server):
 def test_pictures_are_there_and_small(request):
     if WRITE_PICTURES:
         write_pictures(request.getfixturevalue("browser"), request.getfixturevalue("server"))
-    for name in (*NAMES, "run_text_to_video", "text_to_video_zh"):
+    for name in (*NAMES, "run_pony", "text_to_video_zh"):
         path = PICTURES / f"{name}.png"
         assert path.stat().st_size < LARGEST_PICTURE
         with Image.open(path) as picture:

@@ -1,52 +1,41 @@
-"""``make demo``: the whole way from a prompt to an mp4 with sound, with a model that is tiny and knows nothing.
+"""``make demo``: from a prompt to an mp4 with sound and a sheet of its pictures, with the model in ``pony``.
 
 Run as ``python -m tools.demo`` from the root of the project, in an environment that has the requirements.
 """
 
-import hashlib
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import av
 
-from .make_tiny_checkpoints import write_stack
-from .setup_venv import ROOT, only_one_at_a_time
+from .contact_sheet import contact_sheet, read_clip
+from .gallery import PROMPTS
+from .setup_venv import ROOT
 
-STACK = Path(".cache", "tiny")
-OUTPUT = Path("output", "demo.mp4")
-PROMPT = "A white horse trots along a beach at sunset, its hooves splashing; waves roll in and gulls call."
+MODEL = Path("pony")
+OUTPUT, SHEET = Path("output", "demo.mp4"), Path("output", "demo.png")
+PROMPT = PROMPTS["bouncing"]
 
 
 def main() -> int:
-    prepare_stack()
+    size = sum(path.stat().st_size for path in MODEL.rglob("*") if path.is_file())
+    print(f"1. {MODEL}/ is the Pony, a model of {size / 1e6:.0f} MB that knows a world of coloured shapes and faces.")
     OUTPUT.parent.mkdir(exist_ok=True)
-    command = ["-m", "happyhorse_core", "generate", "--models", str(STACK), "--prompt", PROMPT]
-    command += ["--seconds", "2", "--size", "448x256", "--seed", "1", "--output", str(OUTPUT)]
+    command = ["-m", "happyhorse_core", "generate", "--models", str(MODEL), "--prompt", PROMPT]
+    command += ["--seconds", "2", "--size", "64x64", "--seed", "1", "--output", str(OUTPUT)]
     print(f"2. Running: python {shlex.join(command)}", flush=True)
     status = subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode
     if status:
         print("The demo did not finish; the lines above say why.", file=sys.stderr)
         return status
+    frames, fps, waveform, rate = read_clip(OUTPUT)
+    contact_sheet(frames, waveform, SHEET, rate=rate, fps=fps)
     print(f"3. Wrote {OUTPUT}: {describe(OUTPUT)}.")
-    print("The weights are random, so the clip shows and sounds like noise: it proves the path, not the picture.")
-    print("README.md says where the real weights come from and where they go.")
+    print(f"4. Wrote {SHEET}: pictures of it from left to right, and below each what is heard until the next.")
+    print("README.md says where the weights of the real model come from and where they go.")
     return 0
-
-
-def prepare_stack() -> None:
-    """Writes the tiny model, unless the one that is there came from the same program."""
-    wanted = hashlib.sha256((ROOT / "tools" / "make_tiny_checkpoints.py").read_bytes()).hexdigest()
-    stamp = STACK / "made-from.txt"
-    with only_one_at_a_time():
-        if not stamp.is_file() or stamp.read_text(encoding="utf-8") != wanted:
-            shutil.rmtree(STACK, ignore_errors=True)
-            write_stack(STACK, "released", 0)
-            stamp.write_text(wanted, encoding="utf-8")
-    size = sum(path.stat().st_size for path in STACK.rglob("*") if path.is_file())
-    print(f"1. {STACK} holds every part of the model in its published layout, tiny and random ({size / 1e6:.0f} MB).")
 
 
 def describe(path: Path) -> str:
