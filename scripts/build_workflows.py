@@ -37,18 +37,18 @@ PONY = {
 class Stack:
     """The loaders, which all workflows start with, in a column of their own."""
 
-    def __init__(self, workflow: Workflow, *, picture: bool = False, model: str | None = None) -> None:
-        names = {"model_name": model} if model else {}
-        self._load(workflow, {**names, "encoder_name": PICTURE_ENCODER if picture else "none"})
+    def __init__(
+        self,
+        workflow: Workflow,
+        *,
+        picture: bool = False,
+        model: str | None = None,
+        files: Mapping[str, str] | None = None,
+    ) -> None:
+        """``files`` names each part by its loader's field, in place of the released ones."""
+        names = {"encoder_name": PICTURE_ENCODER if picture else "none"} | ({"model_name": model} if model else {})
+        names |= files or {}
 
-    @classmethod
-    def pony(cls, workflow: Workflow) -> "Stack":
-        """That of the model which comes with the pack."""
-        stack = cls.__new__(cls)
-        stack._load(workflow, PONY)
-        return stack
-
-    def _load(self, workflow: Workflow, names: Mapping[str, str]) -> None:
         def add(kind: str, *fields: str) -> Node:
             return workflow.add(kind, **{field: names[field] for field in fields if field in names})
 
@@ -246,7 +246,7 @@ def extend() -> Workflow:
 
 def pony() -> Workflow:
     workflow = Workflow("pony", PONY_NOTE)
-    stack = Stack.pony(workflow)
+    stack = Stack(workflow, files=PONY)
     workflow.column("Prompt and size")
     prompt = encode(workflow, stack, prompts.PONY)
     empty = workflow.add("HappyHorseEmptyLatent", width=64, height=64, seconds=2.0)

@@ -12,6 +12,7 @@ from PIL import Image
 from happyhorse_core.audio_vae.resample import resample_fft
 from happyhorse_core.geometry import OUTPUT_SAMPLE_RATE
 from tools.contact_sheet import read_clip
+from training.evaluate import psnr
 from training.judge.clip import agreement, judge_clip
 from training.world.draw import draw
 from training.world.prompts import prompt
@@ -92,5 +93,4 @@ def check_clip(path: Path, case: Case) -> None:
     assert (found.colour, found.shape, found.motion) == (scene.colour, scene.shape, scene.motion)
     assert agreement(found, scene.motion) >= ENOUGH[scene.motion]
     if case.from_picture:
-        error = np.mean((frames[0].astype(float) - case.picture) ** 2)
-        assert 10 * np.log10(255**2 / error) >= ENOUGH_PSNR
+        assert psnr(frames[0], case.picture) >= ENOUGH_PSNR

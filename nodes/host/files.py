@@ -6,19 +6,18 @@ from pathlib import Path, PurePath
 
 import folder_paths
 
+from ...happyhorse_core.checkpoint.roles import BASE, DISTILLED
+from ...happyhorse_core.model_folder import AUDIO_VAE, IMAGE_ENCODER, TEXT_ENCODER, TRANSFORMERS, VIDEO_DECODER
+
 SHARD = re.compile(r"^(?P<stem>.+)-\d{5}-of-\d{5}\.safetensors$")
 
 SHIPPED = "HappyHorse-Pony"
 """What the entries of the Pony begin with, the small model that comes with the pack."""
 SHIPPED_FOLDER = Path(__file__).resolve().parents[2] / "pony"
 SHIPPED_PLACES = {
-    "diffusion_models": ("distill", "base"),
-    "text_encoders": ("t5gemma-9b-9b-ul2",),
-    "vae": (
-        "turbo_vae/checkpoint-340000.ckpt",
-        "Wan2.2-TI2V-5B/Wan2.2_VAE.pth",
-        "stable-audio-open-1.0/model.safetensors",
-    ),
+    "diffusion_models": [TRANSFORMERS[role.name].places[0] for role in (DISTILLED, BASE)],
+    "text_encoders": [TEXT_ENCODER.places[0]],
+    "vae": [part.places[0] for part in (VIDEO_DECODER, IMAGE_ENCODER, AUDIO_VAE)],
 }
 
 
