@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 
 from .contact_sheet import contact_sheet, read_clip
-from .gallery import PROMPTS
+from .gallery import PROMPTS, generate_command
 from .setup_venv import ROOT
 
 MODEL = Path("pony")
@@ -23,8 +23,7 @@ def main() -> int:
     size = sum(path.stat().st_size for path in MODEL.rglob("*") if path.is_file())
     print(f"1. {MODEL}/ is the Pony, a model of {size / 1e6:.0f} MB that knows a world of coloured shapes and faces.")
     OUTPUT.parent.mkdir(exist_ok=True)
-    command = ["-m", "happyhorse_core", "generate", "--models", str(MODEL), "--prompt", PROMPT]
-    command += ["--seconds", "2", "--size", "64x64", "--seed", "1", "--output", str(OUTPUT)]
+    command = generate_command(PROMPT, OUTPUT)
     print(f"2. Running: python {shlex.join(command)}", flush=True)
     status = subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode
     if status:

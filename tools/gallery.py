@@ -5,15 +5,14 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from scripts.workflow_prompts import PONY
+
 from .contact_sheet import contact_sheet, read_clip
 from .setup_venv import ROOT
 
 PICTURES = ROOT / "docs" / "images"
 PROMPTS = {
-    "bouncing": (
-        "A large yellow star bounces on the floor on a background that fades from teal to navy.\n\n"
-        "Background Sound:\n<A low click at every touch of the floor>"
-    ),
+    "bouncing": PONY,
     "pulsing": (
         "A medium red circle pulses in its place on a grey background.\n\n"
         "Background Sound:\n<A mid tone that gets louder and softer with the size>"
@@ -30,13 +29,17 @@ PROMPTS = {
 }
 
 
+def generate_command(prompt: str, clip: Path, seed: int = 1) -> list[str]:
+    """What follows ``python`` to make a clip of a prompt as a user would."""
+    command = ["-m", "happyhorse_core", "generate", "--models", "pony", "--prompt", prompt]
+    return [*command, "--seconds", "2", "--size", "64x64", "--seed", str(seed), "--output", str(clip)]
+
+
 def draw_sheet(prompt: str, path: Path, seed: int = 1) -> None:
-    """Makes a clip of a prompt as a user would and draws it."""
+    """Makes a clip of a prompt and draws it."""
     with TemporaryDirectory() as folder:
         clip = Path(folder) / "clip.mp4"
-        command = ["-m", "happyhorse_core", "generate", "--models", "pony", "--prompt", prompt, "--output", str(clip)]
-        command += ["--seconds", "2", "--size", "64x64", "--seed", str(seed)]
-        subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+        subprocess.run([sys.executable, *generate_command(prompt, clip, seed)], cwd=ROOT, check=True)
         frames, fps, waveform, rate = read_clip(clip)
     contact_sheet(frames, waveform, path, rate=rate, fps=fps)
 
