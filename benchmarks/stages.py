@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from happyhorse_core.audio_vae.config import OobleckConfig
 from happyhorse_core.audio_vae.model import Oobleck
-from happyhorse_core.config import TransformerConfig
+from happyhorse_core.dit.config import TransformerConfig
 from happyhorse_core.dit.layout import PackedLayout, build_layout
 from happyhorse_core.dit.local_attention import frame_groups, local_attention
 from happyhorse_core.dit.model import HappyHorseTransformer

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .checkpoint.roles import BASE, DISTILLED, ROLES, SR_540P, SR_1080P, Role
 from .convert.command import CONVERT, INSPECT, add_convert, add_inspect, run_convert, run_inspect
 from .dit.ranks import check_devices
+from .dit.roles import BASE, DISTILLED, ROLES, SR_540P, SR_1080P, Role
 from .errors import HappyHorseError, InputError
 from .geometry import (
     DEFAULT_HEIGHT,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .checkpoint.roles import BASE, DISTILLED, SR_540P, SR_1080P
+from .dit.roles import BASE, DISTILLED, SR_540P, SR_1080P
 from .errors import CheckpointError
 
 MAGIHUMAN = "GAIR/daVinci-MagiHuman"

@@ -16,10 +16,10 @@ from .audio_vae.decode import decode_soundtrack
 from .audio_vae.encode import encode_soundtrack
 from .audio_vae.load import load_oobleck
 from .audio_vae.resample import resample_fft
-from .checkpoint.roles import ASSUMED, BASE, DISTILLED, Role
 from .dit.load import TransformerFile, inspect_transformer, load_transformer, loaded_bytes
 from .dit.parallel import check_ranks
 from .dit.ranks import transformer_on
+from .dit.roles import ASSUMED, BASE, DISTILLED, Role
 from .errors import CheckpointError, InputError
 from .geometry import FRAME_RATE, MIN_FRAMES, OUTPUT_SAMPLE_RATE, ClipShape
 from .media.image import fit_image

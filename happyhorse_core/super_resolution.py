@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checkpoint.roles import SR_540P, SR_1080P, Role
+from .dit.roles import SR_540P, SR_1080P, Role
 from .errors import InputError
 from .geometry import SIZE_STEP, SPATIAL_STRIDE, snap_size
 from .progress import Progress, silent

@@ -17,9 +17,7 @@ from safetensors.torch import load_file
 from happyhorse_core import super_resolution
 from happyhorse_core.audio_vae.load import read_oobleck
 from happyhorse_core.audio_vae.resample import resample_fft
-from happyhorse_core.checkpoint.detect import detect_transformer
-from happyhorse_core.checkpoint.load import load_module
-from happyhorse_core.checkpoint.source import open_source
+from happyhorse_core.dit.detect import detect_transformer
 from happyhorse_core.dit.model import HappyHorseTransformer
 from happyhorse_core.ops import TorchOps
 from happyhorse_core.sampling.loop import Velocity, denoise, guided
@@ -28,6 +26,8 @@ from happyhorse_core.sampling.solver import DistilledSolver, UniPC
 from happyhorse_core.text.encoder import T5GemmaEncoder, detect_text_encoder
 from happyhorse_core.video_vae.latent_statistics import LATENT_MEAN, LATENT_STD
 from happyhorse_core.video_vae.load import load_image_encoder, load_turbo_decoder
+from happyhorse_core.weights.fill import load_module
+from happyhorse_core.weights.source import open_source
 
 GOLDEN = Path(os.environ.get("HAPPYHORSE_GOLDEN_DIR") or Path(__file__).parent / "golden")
 FILES = sorted(GOLDEN.glob("*.io.safetensors"))

@@ -19,8 +19,8 @@ from tqdm import tqdm
 if __name__ == "__main__" and __package__ is None:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from happyhorse_core.checkpoint.roles import BASE
 from happyhorse_core.cli import parse_guidance
+from happyhorse_core.dit.roles import BASE
 from happyhorse_core.errors import InputError
 from happyhorse_core.sampling.guidance import Scales
 from training.judge.clip import Findings, judge_clip, matches, meetings

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from happyhorse_core.config import TransformerConfig
+from happyhorse_core.dit.config import TransformerConfig
 from happyhorse_core.dit.model import HappyHorseTransformer
 from happyhorse_core.ops import TorchOps
 

@@ -13,9 +13,9 @@ from happyhorse_core.audio_vae.encode import encode_soundtrack
 from happyhorse_core.audio_vae.load import load_oobleck
 from happyhorse_core.audio_vae.model import Oobleck
 from happyhorse_core.audio_vae.resample import resample_fft
-from happyhorse_core.checkpoint.roles import ROLES
 from happyhorse_core.dit.load import inspect_transformer, load_transformer
 from happyhorse_core.dit.model import HappyHorseTransformer
+from happyhorse_core.dit.roles import ROLES
 from happyhorse_core.geometry import OUTPUT_SAMPLE_RATE, ClipShape
 from happyhorse_core.model_folder import find_models
 from happyhorse_core.negative_prompt import DEFAULT_NEGATIVE_PROMPT

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint.load import load_module
-from ..checkpoint.source import TensorEntry, TensorSource, open_source
 from ..errors import CheckpointError
 from ..geometry import AUDIO_CHANNELS, SAMPLES_PER_AUDIO_LATENT
 from ..ops import TorchOps
 from ..progress import Progress, silent
+from ..weights.fill import load_module
+from ..weights.source import TensorEntry, TensorSource, open_source
 from .config import detect_oobleck
 from .model import Oobleck
 

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from ..checkpoint.roles import ROLES
 from ..describe.kinds import AUTO, KINDS
 from ..describe.report import describe, gibibytes
+from ..dit.roles import ROLES
 from .plan import BF16, DTYPES, FP8, FP8_SCALED, NVFP4
 from .run import Report, convert
 

@@ -7,8 +7,8 @@ from math import prod
 
 import torch
 
-from ..checkpoint.safetensors_file import DTYPE_NAMES, LENGTH_BYTES
 from ..errors import CheckpointError
+from ..weights.safetensors_file import DTYPE_NAMES, LENGTH_BYTES
 
 _NAME_OF = {getattr(torch, name): code for code, name in DTYPE_NAMES.items() if hasattr(torch, name)}
 _ALIGNMENT = 8

@@ -26,19 +26,19 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..checkpoint import nvfp4
-from ..checkpoint.detect import LOCAL_METADATA_KEY, RECEPTIVE_FIELD_METADATA_KEY
-from ..checkpoint.load import check_module
-from ..checkpoint.quantised import dequantised, packed_weights
-from ..checkpoint.roles import ASSUMED, METADATA_KEY, ROLES
-from ..checkpoint.tensors import TensorEntry, TensorSource
-from ..config import MODALITIES
 from ..describe.kinds import AUDIO_VAE, IMAGE_ENCODER, TEXT_ENCODER, TRANSFORMER, VIDEO_DECODER, Contents
+from ..dit.config import MODALITIES
+from ..dit.detect import LOCAL_METADATA_KEY, RECEPTIVE_FIELD_METADATA_KEY
 from ..dit.load import BANDS, TransformerFile
+from ..dit.roles import ASSUMED, METADATA_KEY, ROLES
 from ..dit.rope import frequency_bands
 from ..errors import CheckpointError, InputError
 from ..text.encoder import PREFIXES as TEXT_PREFIXES
 from ..text.load import EMBEDDED_TOKENIZER, read_config, read_tokenizer
+from ..weights import nvfp4
+from ..weights.fill import check_module
+from ..weights.quantised import dequantised, packed_weights
+from ..weights.tensors import TensorEntry, TensorSource
 from .rounding import FLOAT8
 
 BF16, FP8, FP8_SCALED, NVFP4 = "bf16", "fp8", "fp8-scaled", "nvfp4"

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint import nvfp4
-from ..checkpoint.files import some
-from ..checkpoint.safetensors_file import SafetensorsFile
 from ..describe.kinds import AUTO, open_kind
 from ..describe.report import gibibytes
 from ..errors import CheckpointError, InputError, OutputError
 from ..progress import Progress, silent
+from ..weights import nvfp4
+from ..weights.files import some
+from ..weights.safetensors_file import SafetensorsFile
 from .layout import Layout, lay_out
 from .part_file import PartFile, part_of
 from .plan import BF16, FP8_SCALED, SOURCES_KEY, Plan, Planned, make_plan, note

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..checkpoint.files import unreadable
 from ..errors import CheckpointError
+from ..weights.files import unreadable
 
 CHUNK = 2**22
 PLACEHOLDER = "0" * 64

@@ -12,9 +12,7 @@ from ..audio_vae.config import detect_oobleck
 from ..audio_vae.load import PREFIX as AUDIO_PREFIX
 from ..audio_vae.load import fold_weight_norm
 from ..audio_vae.model import Oobleck
-from ..checkpoint.detect import SIGNATURE
-from ..checkpoint.files import some
-from ..checkpoint.source import TensorSource, open_source
+from ..dit.detect import SIGNATURE
 from ..dit.load import TransformerFile, examine_transformer
 from ..dit.model import HappyHorseTransformer
 from ..errors import CheckpointError
@@ -26,6 +24,8 @@ from ..text.load import indexed_prefix, read_config
 from ..video_vae.image_encoder import UNUSED, WanImageEncoder, detect_image_encoder
 from ..video_vae.load import still_frame_view
 from ..video_vae.turbo_decoder import TurboDecoder, detect_turbo_vaed
+from ..weights.files import some
+from ..weights.source import TensorSource, open_source
 
 TRANSFORMER = "transformer"
 TEXT_ENCODER = "text-encoder"

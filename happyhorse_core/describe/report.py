@@ -7,12 +7,12 @@ from dataclasses import dataclass, fields, is_dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ..checkpoint.files import some
-from ..checkpoint.quantised import READABLE_FORMATS, dequantised, packed_weights
-from ..checkpoint.tensors import TensorSource
-from ..config import TransformerConfig
+from ..dit.config import TransformerConfig
 from ..errors import CheckpointError
 from ..text.load import EMBEDDED_TOKENIZER
+from ..weights.files import some
+from ..weights.quantised import READABLE_FORMATS, dequantised, packed_weights
+from ..weights.tensors import TensorSource
 from .kinds import TEXT_ENCODER, Contents, open_kind
 
 NOTE = ".comfy_quant"

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import MODALITIES
 from ..ops import TorchOps
+from .config import MODALITIES
 from .elementwise import blocks
 
 FLOAT8 = torch.float8_e4m3fn

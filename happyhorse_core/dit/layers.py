@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import MODALITIES, TransformerConfig
+from .config import MODALITIES, TransformerConfig
 from .elementwise import activated, gated_heads, gelu7, rms_norm, rotated_heads, swiglu7
 from .layout import PackedLayout
 from .local_attention import local_attention

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..config import COORDS_BASE, PATCH, TransformerConfig
+from .config import COORDS_BASE, PATCH, TransformerConfig
 from .parallel import Share, share_of
 from .rope import grid_angles, line_angles
 

@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
-from ..checkpoint.detect import detect_transformer, find_prefix
-from ..checkpoint.load import load_module
-from ..checkpoint.roles import Role, resolve_role
-from ..checkpoint.source import TensorSource, open_source
-from ..checkpoint.split_experts import merge_split_experts
-from ..config import TransformerConfig
 from ..ops import TorchOps
 from ..progress import Progress, silent
+from ..weights.fill import load_module
+from ..weights.source import TensorSource, open_source
+from .config import TransformerConfig
+from .detect import detect_transformer, find_prefix
 from .float8 import FLOAT8, float8_operations
 from .model import HappyHorseTransformer
+from .roles import Role, resolve_role
 from .rope import frequency_bands
+from .split_experts import merge_split_experts
 
 logger = logging.getLogger(__name__)
 

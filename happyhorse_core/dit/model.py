@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..config import AUDIO, VIDEO, TransformerConfig
 from ..errors import InputError
+from .config import AUDIO, VIDEO, TransformerConfig
 from .layers import ModalityRMSNorm, TransformerLayer
 from .layout import PackedLayout, build_layout, patchify, unpatchify
 from .rope import frequency_bands

@@ -24,8 +24,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import TransformerConfig
 from ..errors import InputError
+from .config import TransformerConfig
 
 
 @dataclass(frozen=True)

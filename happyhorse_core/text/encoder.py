@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint.nvfp4 import rounded_up
 from ..errors import CheckpointError
 from ..progress import Progress, silent
+from ..weights.nvfp4 import rounded_up
 
 PREFIXES = ("model.encoder.", "encoder.", "")
 """What stands before the encoder's names: as released, in merged files, and where someone kept the encoder alone."""

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint.load import load_module
-from ..checkpoint.source import TensorSource, open_source
 from ..errors import CheckpointError
 from ..ops import TorchOps
 from ..progress import Progress, silent
+from ..weights.fill import load_module
+from ..weights.source import TensorSource, open_source
 from .encoder import PREFIXES, T5GemmaEncoder, TextEncoderConfig, detect_text_encoder, encoder_prefix
 from .tokenizer import GemmaTokenizer
 

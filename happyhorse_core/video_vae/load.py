@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint.load import load_module
-from ..checkpoint.source import TensorEntry, TensorSource, open_source
 from ..ops import TorchOps
 from ..progress import Progress, silent
+from ..weights.fill import load_module
+from ..weights.source import TensorEntry, TensorSource, open_source
 from .image_encoder import UNUSED, WanImageEncoder, detect_image_encoder, still_frame_shape, still_frame_tensor
 from .turbo_decoder import TurboDecoder, detect_turbo_vaed
 

@@ -18,9 +18,9 @@ from comfy.nested_tensor import NestedTensor
 from torch import Tensor
 
 from ...happyhorse_core import geometry
-from ...happyhorse_core.checkpoint.roles import Role
-from ...happyhorse_core.config import TransformerConfig
+from ...happyhorse_core.dit.config import TransformerConfig
 from ...happyhorse_core.dit.model import HappyHorseTransformer
+from ...happyhorse_core.dit.roles import Role
 from ...happyhorse_core.memory import activation_bytes
 from .latent_format import HappyHorseLatent
 from .ops import host_operations

@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 
 import folder_paths
 
-from ...happyhorse_core.checkpoint.roles import BASE, DISTILLED
+from ...happyhorse_core.dit.roles import BASE, DISTILLED
 from ...happyhorse_core.model_folder import AUDIO_VAE, IMAGE_ENCODER, TEXT_ENCODER, TRANSFORMERS, VIDEO_DECODER
 
 SHARD = re.compile(r"^(?P<stem>.+)-\d{5}-of-\d{5}\.safetensors$")

@@ -8,8 +8,8 @@ import comfy.utils
 import torch
 from torch import Tensor, nn
 
-from ...happyhorse_core.checkpoint.load import check_module
-from ...happyhorse_core.checkpoint.source import TensorSource
+from ...happyhorse_core.weights.fill import check_module
+from ...happyhorse_core.weights.source import TensorSource
 from .quantised import QUANT_EXTRAS, QUANT_NOTE
 
 

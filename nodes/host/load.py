@@ -14,14 +14,14 @@ import comfy.model_patcher
 import torch
 from torch import Tensor
 
-from ...happyhorse_core.checkpoint.quantised import dequantised
-from ...happyhorse_core.checkpoint.roles import ROLES
-from ...happyhorse_core.checkpoint.source import TensorSource
-from ...happyhorse_core.config import TransformerConfig
+from ...happyhorse_core.dit.config import TransformerConfig
 from ...happyhorse_core.dit.load import BANDS, inspect_transformer
 from ...happyhorse_core.dit.model import HappyHorseTransformer
+from ...happyhorse_core.dit.roles import ROLES
 from ...happyhorse_core.dit.rope import frequency_bands
 from ...happyhorse_core.ops import TorchOps
+from ...happyhorse_core.weights.quantised import dequantised
+from ...happyhorse_core.weights.source import TensorSource
 from .diffusion import HappyHorseConfig
 from .fill import check_tensors, fill
 from .quantised import is_quantised, with_host_notes

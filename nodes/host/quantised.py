@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from ...happyhorse_core.checkpoint.source import TensorSource
-from ...happyhorse_core.checkpoint.tensors import TensorEntry
+from ...happyhorse_core.weights.source import TensorSource
+from ...happyhorse_core.weights.tensors import TensorEntry
 
 QUANT_NOTE = ".comfy_quant"
 QUANT_EXTRAS = (QUANT_NOTE, ".weight_scale", ".weight_scale_2", ".input_scale", ".pre_quant_scale")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from comfy.quant_ops import QuantizedTensor, TensorCoreFP8E4M3Layout
 from torch import Tensor
 
-from ...happyhorse_core.config import MODALITIES
+from ...happyhorse_core.dit.config import MODALITIES
 
 NAME = "HappyHorseStackedFP8Layout"
 ROWS_NAME = "HappyHorseRowFP8Layout"

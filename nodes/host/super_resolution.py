@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.nested_tensor import NestedTensor
 from torch import Tensor
 
-from ...happyhorse_core.config import released_local_layers
+from ...happyhorse_core.dit.config import released_local_layers
 from ...happyhorse_core.sampling.guidance import guide, sr_video_scale
 from ...happyhorse_core.sampling.schedule import flow_sigmas
 from .diffusion import LOCAL_LAYERS

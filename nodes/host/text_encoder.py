@@ -14,12 +14,12 @@ import comfy.supported_models_base
 import torch
 from torch import Tensor, nn
 
-from ...happyhorse_core.checkpoint.quantised import dequantised
-from ...happyhorse_core.checkpoint.source import TensorSource
 from ...happyhorse_core.ops import TorchOps
 from ...happyhorse_core.text.encoder import T5GemmaEncoder, TextEncoderConfig
 from ...happyhorse_core.text.load import IGNORED, inspect_text_encoder
 from ...happyhorse_core.text.tokenizer import GemmaTokenizer
+from ...happyhorse_core.weights.quantised import dequantised
+from ...happyhorse_core.weights.source import TensorSource
 from .fill import HostProgress, check_tensors, fill
 from .load import DEFAULT, WEIGHT_DTYPES
 from .ops import host_operations

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from happyhorse_core.checkpoint.source import TensorSource, open_source
 from happyhorse_core.errors import CheckpointError
+from happyhorse_core.weights.source import TensorSource, open_source
 
 
 def some_tensors() -> dict[str, Tensor]:

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from happyhorse_core.checkpoint.detect import detect_transformer
-from happyhorse_core.checkpoint.roles import BASE, SR_540P, SR_1080P, Role
+from happyhorse_core.dit.detect import detect_transformer
 from happyhorse_core.dit.model import HappyHorseTransformer
+from happyhorse_core.dit.roles import BASE, SR_540P, SR_1080P, Role
 from happyhorse_core.ops import TorchOps
 
 WEIGHTS = Path(__file__).parents[1] / "golden" / "transformer.weights.safetensors"

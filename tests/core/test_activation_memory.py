@@ -9,7 +9,7 @@ import torch
 from peak_memory import PeakMemory
 from torch import Tensor
 
-from happyhorse_core.checkpoint.detect import detect_transformer
+from happyhorse_core.dit.detect import detect_transformer
 from happyhorse_core.dit.layers import MLP_TOKENS, token_parts
 from happyhorse_core.dit.model import HappyHorseTransformer
 from happyhorse_core.memory import activation_bytes

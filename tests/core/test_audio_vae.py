@@ -12,9 +12,9 @@ from happyhorse_core.audio_vae.config import OobleckConfig, detect_oobleck
 from happyhorse_core.audio_vae.encode import crossfade, encode_soundtrack, window_starts
 from happyhorse_core.audio_vae.load import PREFIX, load_oobleck, read_oobleck
 from happyhorse_core.audio_vae.model import Oobleck
-from happyhorse_core.checkpoint.source import open_source
 from happyhorse_core.errors import CheckpointError
 from happyhorse_core.ops import TorchOps
+from happyhorse_core.weights.source import open_source
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 WEIGHTS = GOLDEN / "audio_vae.weights.safetensors"

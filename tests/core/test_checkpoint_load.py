@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from happyhorse_core.checkpoint.load import load_module
-from happyhorse_core.checkpoint.source import TensorSource, open_source
 from happyhorse_core.errors import CheckpointError
 from happyhorse_core.ops import TorchOps
+from happyhorse_core.weights.fill import load_module
+from happyhorse_core.weights.source import TensorSource, open_source
 
 
 class Scale(nn.Module):

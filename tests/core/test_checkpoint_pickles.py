@@ -11,8 +11,8 @@ import torch
 from checkpoint_helpers import assert_refused, assert_same, some_tensors
 from torch import Tensor
 
-from happyhorse_core.checkpoint.source import open_source
 from happyhorse_core.errors import CheckpointError
+from happyhorse_core.weights.source import open_source
 
 
 @pytest.mark.parametrize("zipped", [True, False])

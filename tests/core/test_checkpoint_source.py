@@ -18,8 +18,8 @@ import torch
 from checkpoint_helpers import assert_refused, assert_same, some_tensors
 from safetensors.torch import save_file
 
-from happyhorse_core.checkpoint.source import open_source
 from happyhorse_core.errors import CheckpointError
+from happyhorse_core.weights.source import open_source
 
 ROOT = Path(__file__).resolve().parents[2]
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 5221\n"
@@ -174,7 +174,7 @@ def test_file_too_large_to_map_is_read_tensor_by_tensor(tmp_path: Path) -> None:
     program = f"""
         import resource, sys
         sys.path.append({str(ROOT)!r})
-        from happyhorse_core.checkpoint.source import open_source
+        from happyhorse_core.weights.source import open_source
         source = open_source({str(path)!r})
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30),) * 2)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from happyhorse_core.checkpoint.detect import detect_transformer
-from happyhorse_core.checkpoint.roles import SR_540P, SR_1080P
-from happyhorse_core.config import released_local_layers
+from happyhorse_core.dit.config import released_local_layers
+from happyhorse_core.dit.detect import detect_transformer
 from happyhorse_core.dit.model import HappyHorseTransformer
+from happyhorse_core.dit.roles import SR_540P, SR_1080P
 from happyhorse_core.ops import TorchOps
 
 WEIGHTS = Path(__file__).parents[1] / "golden" / "transformer.weights.safetensors"

@@ -9,12 +9,12 @@ from convert_helpers import saved
 from peak_memory import PeakMemory
 from torch import Tensor, nn
 
-from happyhorse_core.checkpoint import nvfp4
-from happyhorse_core.checkpoint.detect import detect_transformer
-from happyhorse_core.checkpoint.load import load_module
-from happyhorse_core.checkpoint.source import open_source
 from happyhorse_core.convert.rounding import largest, scale_for
+from happyhorse_core.dit.detect import detect_transformer
 from happyhorse_core.errors import CheckpointError
+from happyhorse_core.weights import nvfp4
+from happyhorse_core.weights.fill import load_module
+from happyhorse_core.weights.source import open_source
 
 VALUES = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 

@@ -8,10 +8,10 @@ import torch
 from convert_helpers import saved, split_layout, tensors_of
 from torch import Tensor
 
-from happyhorse_core.checkpoint.source import open_source
-from happyhorse_core.checkpoint.split_experts import merge_split_experts
 from happyhorse_core.dit.load import inspect_transformer, load_transformer
+from happyhorse_core.dit.split_experts import merge_split_experts
 from happyhorse_core.errors import CheckpointError
+from happyhorse_core.weights.source import open_source
 from tools.make_tiny_checkpoints import write_stack
 
 QKV = "block.layers.0.attention.linear_qkv.weight"

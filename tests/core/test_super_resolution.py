@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from happyhorse_core.checkpoint.roles import SR_540P, SR_1080P
+from happyhorse_core.dit.roles import SR_540P, SR_1080P
 from happyhorse_core.errors import InputError
 from happyhorse_core.super_resolution import enlarge, guided, shape_warnings, start, target_size, upscale
 

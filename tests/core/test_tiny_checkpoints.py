@@ -13,13 +13,13 @@ import torch
 from safetensors import safe_open
 
 from happyhorse_core.audio_vae.load import load_oobleck
-from happyhorse_core.checkpoint.detect import detect_transformer
-from happyhorse_core.checkpoint.load import load_module
-from happyhorse_core.checkpoint.source import open_source
+from happyhorse_core.dit.detect import detect_transformer
 from happyhorse_core.dit.model import HappyHorseTransformer
 from happyhorse_core.ops import TorchOps
 from happyhorse_core.text.load import load_text_encoder
 from happyhorse_core.video_vae.load import load_image_encoder, load_turbo_decoder
+from happyhorse_core.weights.fill import load_module
+from happyhorse_core.weights.source import open_source
 from tools import make_tiny_checkpoints as tiny
 
 ROOT = Path(__file__).parent.parent.parent

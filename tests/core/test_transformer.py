@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from happyhorse_core.checkpoint.detect import detect_transformer, find_prefix
-from happyhorse_core.checkpoint.roles import BASE, SR_1080P, resolve_role
-from happyhorse_core.config import TransformerConfig
+from happyhorse_core.dit.config import TransformerConfig
+from happyhorse_core.dit.detect import detect_transformer, find_prefix
 from happyhorse_core.dit.elementwise import EPS, blocks, rotated_heads
 from happyhorse_core.dit.layout import build_layout, patchify, unpatchify
 from happyhorse_core.dit.local_attention import frame_groups, local_attention
 from happyhorse_core.dit.model import HappyHorseTransformer
+from happyhorse_core.dit.roles import BASE, SR_1080P, resolve_role
 from happyhorse_core.dit.rope import frequency_bands, line_angles
 from happyhorse_core.errors import CheckpointError, InputError
 from happyhorse_core.ops import TorchOps

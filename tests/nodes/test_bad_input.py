@@ -173,7 +173,7 @@ def test_files_of_other_models_in_each_loader():
 
 
 def test_transformer_with_a_missing_tensor(tmp_path):
-    from happyhorse_pack.happyhorse_core.checkpoint.source import open_source
+    from happyhorse_pack.happyhorse_core.weights.source import open_source
     from happyhorse_pack.nodes.host.load import load_diffusion_model
     from safetensors.torch import save_file
 

@@ -13,11 +13,11 @@ import pytest
 import tiny
 import torch
 from comfy.quant_ops import QuantizedTensor
-from happyhorse_pack.happyhorse_core.checkpoint.quantised import dequantised
-from happyhorse_pack.happyhorse_core.checkpoint.source import open_source
 from happyhorse_pack.happyhorse_core.convert.run import convert
 from happyhorse_pack.happyhorse_core.dit.load import inspect_transformer, load_transformer
 from happyhorse_pack.happyhorse_core.text.load import load_text_encoder
+from happyhorse_pack.happyhorse_core.weights.quantised import dequantised
+from happyhorse_pack.happyhorse_core.weights.source import open_source
 from happyhorse_pack.nodes.host import load, stacked_float8
 from happyhorse_pack.nodes.host.files import resolve_entry
 from happyhorse_pack.nodes.host.text_encoder import load_clip

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 from comfy_extras.nodes_lora_debug import LoraLoaderBypassModelOnly
-from happyhorse_pack.happyhorse_core.checkpoint.source import open_source
+from happyhorse_pack.happyhorse_core.weights.source import open_source
 from happyhorse_pack.nodes.host import files
 from happyhorse_pack.nodes.host.load import load_diffusion_model
 from safetensors.torch import save_file

@@ -18,9 +18,9 @@ from comfy.ldm.modules.attention import attention_pytorch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_torch_compile import TorchCompileModel
 from happyhorse_pack import nodes as pack
-from happyhorse_pack.happyhorse_core.checkpoint.source import open_source
 from happyhorse_pack.happyhorse_core.sampling.schedule import flow_sigmas
 from happyhorse_pack.happyhorse_core.video_vae.latent_statistics import normalise
+from happyhorse_pack.happyhorse_core.weights.source import open_source
 from happyhorse_pack.nodes.host import files
 from happyhorse_pack.nodes.host.load import load_diffusion_model
 from safetensors.torch import save_file

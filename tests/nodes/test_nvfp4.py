@@ -3,8 +3,8 @@
 import pytest
 import torch
 from comfy_kitchen.backends.eager import quantization as kitchen
-from happyhorse_pack.happyhorse_core.checkpoint import nvfp4
 from happyhorse_pack.happyhorse_core.convert.rounding import largest, scale_for
+from happyhorse_pack.happyhorse_core.weights import nvfp4
 
 SHAPES = [(16, 16), (132, 168), (396, 64), (7, 5), (128, 64), (300, 1000)]
 

@@ -12,10 +12,10 @@ import pytest
 import tiny
 import torch
 from comfy.patcher_extension import WrappersMP
-from happyhorse_pack.happyhorse_core.checkpoint.detect import detect_transformer
-from happyhorse_pack.happyhorse_core.checkpoint.roles import DISTILLED, SR_540P
-from happyhorse_pack.happyhorse_core.checkpoint.source import open_source
+from happyhorse_pack.happyhorse_core.dit.detect import detect_transformer
+from happyhorse_pack.happyhorse_core.dit.roles import DISTILLED, SR_540P
 from happyhorse_pack.happyhorse_core.memory import activation_bytes
+from happyhorse_pack.happyhorse_core.weights.source import open_source
 from happyhorse_pack.nodes.host import load
 from happyhorse_pack.nodes.host.diffusion import HappyHorseConfig
 from safetensors import safe_open

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from happyhorse_core.checkpoint.source import open_source
 from happyhorse_core.video_vae.load import load_image_encoder, load_turbo_decoder
 from happyhorse_core.video_vae.turbo_decoder import Window, plan_windows
+from happyhorse_core.weights.source import open_source
 from training.muon import Muon
 from training.run import load_trained, train
 from training.video_vae import check, encode_clips, load_modules, make_modules, psnr, sheet, to_pictures

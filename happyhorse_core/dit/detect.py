@@ -4,9 +4,9 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
-from ..config import MODALITIES, TransformerConfig, released_local_layers
 from ..errors import CheckpointError
-from .nvfp4 import rounded_up
+from ..weights.nvfp4 import rounded_up
+from .config import MODALITIES, TransformerConfig, released_local_layers
 from .roles import DISTILLED, Role
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import COORDS_BASE, COORDS_SR
 from ..errors import CheckpointError
+from .config import COORDS_BASE, COORDS_SR
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .files import some
-from .tensors import TensorEntry, TensorSource
+from ..weights.files import some
+from ..weights.tensors import TensorEntry, TensorSource
 
 MODALITY_SUFFIXES = ("_video", "_audio", "_text")
 PROJECTIONS = ("q", "k", "v", "g")
