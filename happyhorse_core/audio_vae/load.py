@@ -10,9 +10,10 @@ from ..errors import CheckpointError
 from ..geometry import AUDIO_CHANNELS, SAMPLES_PER_AUDIO_LATENT
 from ..ops import TorchOps
 from ..progress import Progress, silent
+from ..weights.component import ComponentFile
 from ..weights.fill import load_module
-from ..weights.source import TensorEntry, TensorSource, open_source
-from .config import detect_oobleck
+from ..weights.source import Opener, TensorEntry, TensorSource, open_source
+from .config import OobleckConfig, detect_oobleck
 from .model import Oobleck
 
 PREFIX = "pretransform.model."
@@ -25,6 +26,30 @@ WEIGHT_NORM_NAMES = (
 """Magnitude and direction: as released, and as newer PyTorch names them when another program saves the model again."""
 
 
+def inspect_oobleck(path: str | Path, opener: Opener = open_source) -> ComponentFile[OobleckConfig]:
+    """``stable-audio-open-1.0`` (folder or file) or a file of the autoencoder alone, reading headers alone.
+
+    Raises CheckpointError for a file that is damaged or of another model, also for an Oobleck of another model: the
+    transformer's sound is stereo, with 64 channels and 2048 samples per latent.
+    """
+    file = examine_oobleck(opener(path))
+    found = (file.config.audio_channels, file.config.latent_channels, file.config.samples_per_latent)
+    expected = (2, AUDIO_CHANNELS, SAMPLES_PER_AUDIO_LATENT)
+    if found != expected:
+        raise CheckpointError(
+            f"{path}: the autoencoder of another model; found {found[0]} channels of sound, {found[1]} of latents and "
+            f"{found[2]} samples per latent, expected {expected[0]}, {expected[1]} and {expected[2]}. "
+            "Choose stable-audio-open-1.0."
+        )
+    return file
+
+
+def examine_oobleck(source: TensorSource) -> ComponentFile[OobleckConfig]:
+    """The autoencoder of whatever size an open checkpoint holds. Raises CheckpointError."""
+    source = fold_weight_norm(source.sub(PREFIX) if any(name.startswith(PREFIX) for name in source.names) else source)
+    return ComponentFile(source, detect_oobleck(source.shapes, str(source.path)))
+
+
 def load_oobleck(
     path: str | Path,
     *,
@@ -33,22 +58,10 @@ def load_oobleck(
     device: torch.device | str = "cpu",
     progress: Progress = silent,
 ) -> Oobleck:
-    """Opens ``stable-audio-open-1.0`` (folder or file) or a file of the autoencoder alone.
-
-    Raises CheckpointError for a file that is damaged, incomplete or of another model, also for an Oobleck of another
-    model: the transformer's sound is stereo, with 64 channels and 2048 samples per latent.
-    """
-    with open_source(path) as source:
-        vae = read_oobleck(source, operations=operations, dtype=dtype, device=device, progress=progress)
-    found = (vae.config.audio_channels, vae.config.latent_channels, vae.config.samples_per_latent)
-    expected = (2, AUDIO_CHANNELS, SAMPLES_PER_AUDIO_LATENT)
-    if found != expected:
-        raise CheckpointError(
-            f"{path}: the autoencoder of another model; found {found[0]} channels of sound, {found[1]} of latents and "
-            f"{found[2]} samples per latent, expected {expected[0]}, {expected[1]} and {expected[2]}. "
-            "Choose stable-audio-open-1.0."
-        )
-    return vae
+    """The autoencoder, its weights in ``dtype`` on ``device``; errors as ``inspect_oobleck``, also for tensors."""
+    file = inspect_oobleck(path)
+    with file.source as source:
+        return read_oobleck(source, operations=operations, dtype=dtype, device=device, progress=progress)
 
 
 def read_oobleck(
@@ -60,10 +73,9 @@ def read_oobleck(
     progress: Progress = silent,
 ) -> Oobleck:
     """Builds the autoencoder of whatever size ``source`` holds and fills it. Raises CheckpointError."""
-    source = fold_weight_norm(source.sub(PREFIX) if any(name.startswith(PREFIX) for name in source.names) else source)
-    config = detect_oobleck(source.shapes, str(source.path))
-    vae = Oobleck(config, operations=operations, dtype=dtype, device="meta")
-    load_module(vae, source, device=device, progress=progress)
+    file = examine_oobleck(source)
+    vae = Oobleck(file.config, operations=operations, dtype=dtype, device="meta")
+    load_module(vae, file.source, device=device, progress=progress)
     return vae
 
 

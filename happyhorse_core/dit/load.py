@@ -10,7 +10,7 @@ import torch
 from ..ops import TorchOps
 from ..progress import Progress, silent
 from ..weights.fill import load_module
-from ..weights.source import TensorSource, open_source
+from ..weights.source import Opener, TensorSource, open_source
 from .config import TransformerConfig
 from .detect import detect_transformer, find_prefix
 from .float8 import FLOAT8, float8_operations
@@ -34,12 +34,12 @@ class TransformerFile:
     role_origin: str
 
 
-def inspect_transformer(path: Path, role: str | None = None) -> TransformerFile:
+def inspect_transformer(path: Path, role: str | None = None, opener: Opener = open_source) -> TransformerFile:
     """Opens a checkpoint and detects its sizes and role, reading headers alone.
 
     ``role`` is one of base, distilled, 540p_sr, 1080p_sr, or None to find out. Raises CheckpointError.
     """
-    return examine_transformer(open_source(path), path, role)
+    return examine_transformer(opener(path), path, role)
 
 
 def examine_transformer(source: TensorSource, path: Path, role: str | None = None) -> TransformerFile:

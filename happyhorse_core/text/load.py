@@ -12,7 +12,7 @@ from ..errors import CheckpointError
 from ..ops import TorchOps
 from ..progress import Progress, silent
 from ..weights.fill import load_module
-from ..weights.source import TensorSource, open_source
+from ..weights.source import Opener, TensorSource, open_source
 from .encoder import PREFIXES, T5GemmaEncoder, TextEncoderConfig, detect_text_encoder, encoder_prefix
 from .tokenizer import GemmaTokenizer
 
@@ -53,10 +53,10 @@ class TextEncoderFile:
     tokenizer: GemmaTokenizer
 
 
-def inspect_text_encoder(path: str | Path) -> TextEncoderFile:
+def inspect_text_encoder(path: str | Path, opener: Opener = open_source) -> TextEncoderFile:
     """Opens a checkpoint, detects its sizes and reads its tokenizer; see ``load_text_encoder``."""
     path = Path(path)
-    source = open_source(path, prefix=indexed_prefix(path))
+    source = opener(path, prefix=indexed_prefix(path))
     encoder = source.sub(encoder_prefix(source.names, str(path)))
     config = detect_text_encoder(encoder.shapes, read_config(path, source.metadata), str(path))
     tokenizer = read_tokenizer(path, source)

@@ -10,10 +10,29 @@ from torch import Tensor
 
 from ..ops import TorchOps
 from ..progress import Progress, silent
+from ..weights.component import ComponentFile
 from ..weights.fill import load_module
-from ..weights.source import TensorEntry, TensorSource, open_source
-from .image_encoder import UNUSED, WanImageEncoder, detect_image_encoder, still_frame_shape, still_frame_tensor
-from .turbo_decoder import TurboDecoder, detect_turbo_vaed
+from ..weights.source import Opener, TensorEntry, TensorSource, open_source
+from .image_encoder import (
+    UNUSED,
+    ImageEncoderConfig,
+    WanImageEncoder,
+    detect_image_encoder,
+    still_frame_shape,
+    still_frame_tensor,
+)
+from .turbo_decoder import TurboDecoder, TurboVAEDConfig, detect_turbo_vaed
+
+
+def inspect_turbo_decoder(path: str | Path, opener: Opener = open_source) -> ComponentFile[TurboVAEDConfig]:
+    """TurboVAED's ``checkpoint-340000.ckpt`` or a safetensors file, reading headers alone.
+
+    Key map: names may lack the ``decoder.`` that the released file has. Raises CheckpointError for a file that is
+    missing, damaged or of another model.
+    """
+    file = opener(path)
+    source = file.renamed("decoder.{}".format) if "conv_in.conv.weight" in file else file
+    return ComponentFile(source, detect_turbo_vaed(source.shapes, str(path), source.metadata))
 
 
 def load_turbo_decoder(
@@ -24,17 +43,23 @@ def load_turbo_decoder(
     device: torch.device | str = "cpu",
     progress: Progress = silent,
 ) -> TurboDecoder:
-    """TurboVAED from ``checkpoint-340000.ckpt`` or a safetensors file; weights are kept in ``dtype`` on ``device``.
-
-    Key map: names may lack the ``decoder.`` that the released file has. Raises CheckpointError for a file that is
-    missing, damaged, incomplete or of another model.
-    """
-    with open_source(path) as file:
-        source = file.renamed("decoder.{}".format) if "conv_in.conv.weight" in file else file
-        config = detect_turbo_vaed(source.shapes, str(path), source.metadata)
-        decoder = TurboDecoder(config, operations=operations, dtype=dtype, device="meta")
+    """The decoder, its weights in ``dtype`` on ``device``; errors as ``inspect_turbo_decoder``, also for tensors."""
+    file = inspect_turbo_decoder(path)
+    with file.source as source:
+        decoder = TurboDecoder(file.config, operations=operations, dtype=dtype, device="meta")
         load_module(decoder, source, device=device, progress=progress)
     return decoder
+
+
+def inspect_image_encoder(path: str | Path, opener: Opener = open_source) -> ComponentFile[ImageEncoderConfig]:
+    """The image encoder in ``Wan2.2_VAE.pth`` or a safetensors file, reading headers alone.
+
+    The video decoder in the same file is ignored, and of the encoder's tensors only what a single frame needs is
+    shown. Raises CheckpointError for a file that is missing, damaged or of another model.
+    """
+    file = opener(path)
+    config = detect_image_encoder(file.shapes, str(path))
+    return ComponentFile(still_frame_view(file), config, UNUSED)
 
 
 def load_image_encoder(
@@ -45,15 +70,11 @@ def load_image_encoder(
     device: torch.device | str = "cpu",
     progress: Progress = silent,
 ) -> WanImageEncoder:
-    """The image encoder from ``Wan2.2_VAE.pth`` or a safetensors file; weights are kept in ``dtype`` on ``device``.
-
-    The video decoder in the same file is not read, and of the encoder only what a single picture needs. Raises
-    CheckpointError for a file that is missing, damaged, incomplete or of another model.
-    """
-    with open_source(path) as file:
-        config = detect_image_encoder(file.shapes, str(path))
-        encoder = WanImageEncoder(config, operations=operations, dtype=dtype, device="meta")
-        load_module(encoder, still_frame_view(file), ignore=UNUSED, device=device, progress=progress)
+    """The encoder, its weights in ``dtype`` on ``device``; errors as ``inspect_image_encoder``, also for tensors."""
+    file = inspect_image_encoder(path)
+    with file.source as source:
+        encoder = WanImageEncoder(file.config, operations=operations, dtype=dtype, device="meta")
+        load_module(encoder, source, ignore=file.ignore, device=device, progress=progress)
     return encoder
 
 

@@ -1,6 +1,8 @@
 """Opening weights wherever they were downloaded to: a file, or a folder with an index and the shards that it names."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ..errors import CheckpointError
@@ -9,28 +11,37 @@ from .pickled import read_pickled
 from .safetensors_file import SafetensorsFile
 from .tensors import TensorEntry, TensorSource
 
-__all__ = ["TensorEntry", "TensorSource", "open_source"]
+__all__ = ["FileOpener", "Opener", "TensorEntry", "TensorSource", "open_source"]
+
+FileOpener = Callable[[Path], SafetensorsFile | TensorSource]
+"""Opens one safetensors file."""
+Opener = Callable[..., TensorSource]
+"""``open_source``, or what a host has in its place: takes a path and a keyword ``prefix``."""
 
 _INDEX_SUFFIX = ".safetensors.index.json"
 _PICKLE_SUFFIXES = (".ckpt", ".pth", ".pt", ".bin")
 
 
-def open_source(path: str | Path, *, prefix: str = "", mapped: bool = True) -> TensorSource:
+def open_source(
+    path: str | Path, *, prefix: str = "", mapped: bool = True, open_file: FileOpener | None = None
+) -> TensorSource:
     """Opens a checkpoint and checks its files, without reading weights yet.
 
     ``path`` is a .safetensors file, a pickled .ckpt, .pth, .pt or .bin, an index (``*.safetensors.index.json``), or a
     folder that holds one index or else one .safetensors file. With a ``prefix``, only the tensors under it are
-    there, named without it, and shards that hold none of them are not needed. ``mapped`` as for SafetensorsFile.
+    there, named without it, and shards that hold none of them are not needed. ``mapped`` as for SafetensorsFile;
+    ``open_file`` opens safetensors files in its place.
 
     Raises CheckpointError, naming the file, where something is missing, damaged or of another kind.
     """
     path = Path(path)
+    open_file = open_file or partial(SafetensorsFile, mapped=mapped)
     file = _file_of_folder(path) if is_folder(path) else path
     name = file.name.lower()
     if name.endswith(_INDEX_SUFFIX):
-        source = _open_index(file, path, prefix, mapped)
+        source = _open_index(file, path, prefix, open_file)
     elif name.endswith(".safetensors"):
-        source = _open_shards(path, {file: None}, mapped)
+        source = _open_shards(path, {file: None}, open_file)
     elif name.endswith(_PICKLE_SUFFIXES):
         entries = read_pickled(file)
         source = TensorSource(path, entries)
@@ -73,7 +84,7 @@ def _file_of_folder(folder: Path) -> Path:
     )
 
 
-def _open_index(index: Path, path: Path, prefix: str, mapped: bool) -> TensorSource:
+def _open_index(index: Path, path: Path, prefix: str, open_file: FileOpener) -> TensorSource:
     weight_map, metadata = _read_index(index)
     wanted: dict[Path, list[str]] = {}
     for name, shard in weight_map.items():
@@ -85,7 +96,7 @@ def _open_index(index: Path, path: Path, prefix: str, mapped: bool) -> TensorSou
             f"{index}: {len(missing)} of the {len(wanted)} files that it names are missing: {some(missing)}. "
             f"Download them into {index.parent}."
         )
-    source = _open_shards(path, wanted, mapped)
+    source = _open_shards(path, wanted, open_file)
     source.metadata.update(metadata)
     return source
 
@@ -112,9 +123,9 @@ def _read_index(index: Path) -> tuple[dict[str, str], dict[str, str]]:
     return weight_map, {str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {}
 
 
-def _open_shards(path: Path, shards: dict[Path, list[str] | None], mapped: bool) -> TensorSource:
+def _open_shards(path: Path, shards: dict[Path, list[str] | None], open_file: FileOpener) -> TensorSource:
     """One source over several files, each with the names that must be in it; None asks for at least one tensor."""
-    files = [SafetensorsFile(shard, mapped=mapped) for shard in shards]
+    files = [open_file(shard) for shard in shards]
     entries: dict[str, TensorEntry] = {}
     indexed: dict[str, TensorEntry] = {}
     metadata: dict[str, str] = {}

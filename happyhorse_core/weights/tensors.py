@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -58,6 +59,31 @@ class TensorSource(AbstractContextManager):
         self.entries = dict(entries)
         self.metadata = dict(metadata or {})
         self._on_close = on_close
+
+    @classmethod
+    def of_tensors(
+        cls,
+        path: Path,
+        tensors: Mapping[str, Tensor],
+        *,
+        metadata: Mapping[str, str] | None = None,
+        release: Callable[[Tensor], None] | None = None,
+    ) -> "TensorSource":
+        """A source of tensors that another program read from ``path``; reading one gives it as it is.
+
+        ``release`` drops from memory what reading a tensor brought in from its file.
+        """
+        entries = {
+            name: TensorEntry(
+                path,
+                tuple(tensor.shape),
+                tensor.dtype,
+                tensor.detach,
+                _keep if release is None else partial(release, tensor),
+            )
+            for name, tensor in tensors.items()
+        }
+        return cls(path, entries, metadata=metadata)
 
     @property
     def names(self) -> tuple[str, ...]:

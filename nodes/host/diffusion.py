@@ -23,7 +23,7 @@ from ...happyhorse_core.dit.model import HappyHorseTransformer
 from ...happyhorse_core.dit.roles import Role
 from ...happyhorse_core.memory import activation_bytes
 from .latent_format import HappyHorseLatent
-from .ops import host_operations
+from .ops import host_operations, let_layers_choose
 
 PATCH_VALUES = geometry.VIDEO_CHANNELS * 4
 """Latent values that make one video token: 48 channels of a 2 x 2 patch."""
@@ -46,6 +46,7 @@ class HostTransformer(HappyHorseTransformer):
     ) -> None:
         super().__init__(config, operations=host_operations(operations), dtype=dtype, device=device)
         self.dtype = dtype
+        let_layers_choose(self.block.layers)
 
     def forward(
         self,

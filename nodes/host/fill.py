@@ -1,7 +1,6 @@
 """Handing a checkpoint's tensors to the host's layers, without more of it in memory than they keep."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import comfy.model_management as mm
 import comfy.utils
@@ -10,7 +9,11 @@ from torch import Tensor, nn
 
 from ...happyhorse_core.weights.fill import check_module
 from ...happyhorse_core.weights.source import TensorSource
-from .quantised import QUANT_EXTRAS, QUANT_NOTE
+from .quantised import without_formats
+
+CHOOSER = ".comfy_attention"
+ATTENTION_CHOICE = f"*{CHOOSER}.config"
+"""A layer's own choice of attention, which newer hosts read from the file and older ones know nothing of."""
 
 
 class HostProgress:
@@ -31,19 +34,8 @@ def check_tensors(source: TensorSource, expected: nn.Module, quantised: bool, ig
 
     Quantised layers are held to their names alone: packed weights have other shapes.
     """
-    plain = source
-    if quantised:
-        shapes = expected.state_dict()
-        entries = {}
-        for name, entry in source.entries.items():
-            layer = name.rpartition(".")[0]
-            if name.endswith(QUANT_EXTRAS) and layer + QUANT_NOTE in source:
-                continue
-            if layer + QUANT_NOTE in source and name in shapes:
-                entry = replace(entry, shape=tuple(shapes[name].shape), dtype=shapes[name].dtype)
-            entries[name] = entry
-        plain = source.with_entries(entries)
-    check_module(expected, plain, ignore=ignore)
+    plain = without_formats(source, expected) if quantised else source
+    check_module(expected, plain, ignore=(*ignore, ATTENTION_CHOICE))
 
 
 def fill(
@@ -61,6 +53,8 @@ def fill(
     progress, done = HostProgress(), 0
     total = sum(entry.nbytes for entry in source.entries.values())
     for layer, names in layers.items():
+        if not _has_layer(module, layer):
+            continue  # a choice of attention that this host can't make
         tensors = {}
         for name in names:
             tensor = source.read(name)
@@ -71,3 +65,8 @@ def fill(
             source.entries[name].release()  # views that were kept read theirs again when they are used
             done += source.entries[name].nbytes
         progress(done, total)
+
+
+def _has_layer(module: nn.Module, layer: str) -> bool:
+    owner, _, name = layer.rpartition(".")
+    return not layer.endswith(CHOOSER) or name in module.get_submodule(owner)._modules

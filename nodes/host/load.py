@@ -3,6 +3,8 @@
 The core opens and checks a checkpoint; the host's own machinery then holds, casts, moves and patches the weights.
 """
 
+import importlib
+import inspect
 import logging
 import math
 from collections.abc import Callable
@@ -26,6 +28,7 @@ from .diffusion import HappyHorseConfig
 from .fill import check_tensors, fill
 from .quantised import is_quantised, with_host_notes
 from .regions import allow_masks
+from .weights import open_weights, source_paths
 
 log = logging.getLogger("happyhorse")
 
@@ -45,7 +48,7 @@ def load_diffusion_model(
     path: str, role: str = AUTO, weight_dtype: str = DEFAULT, disable_dynamic: bool = False
 ) -> comfy.model_patcher.ModelPatcher:
     """A transformer checkpoint, file or folder, as a MODEL. ``role`` and ``weight_dtype`` are the loader's choices."""
-    file = inspect_transformer(Path(path), None if role == AUTO else role)
+    file = inspect_transformer(Path(path), None if role == AUTO else role, open_weights)
     with file.source as source:
         requested = WEIGHT_DTYPES[weight_dtype]
         quantised = requested is None and is_quantised(source)
@@ -73,15 +76,28 @@ def build_patcher(
 ) -> comfy.model_patcher.ModelPatcher:
     """Builds the host's model and hands its layers the weights the way the host's own loader does."""
     model = config.get_model({})
-    # Looked up at call time: the host swaps this class when it starts with dynamic memory.
-    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    patcher = kind(model, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
+    patcher = make_patcher(
+        model, mm.get_torch_device(), mm.unet_offload_device(), source_paths(source), disable_dynamic
+    )
     if not mm.is_device_cpu(patcher.offload_device):
         model.to(patcher.offload_device)
     assign = patcher.is_dynamic()
     dtype_of = target_dtypes(config, quantised, assign)
     fill(model.diffusion_model, with_exact_bands(source, config), dtype_of, assign=assign)
     return patcher
+
+
+def make_patcher(
+    model: torch.nn.Module, device: torch.device, offload_device: torch.device, paths: list[str], disable_dynamic: bool
+) -> comfy.model_patcher.ModelPatcher:
+    """The host's patcher around a module whose weights come from ``paths``."""
+    # Looked up at call time: the host swaps this class when it starts with dynamic memory.
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    extra = {}
+    if "fast_disk" in inspect.signature(kind.__init__).parameters:
+        # Newer hosts pin less memory for weights that a fast disk can stream.
+        extra["fast_disk"] = importlib.import_module("comfy.storage").model_fast_disk(paths)
+    return kind(model, load_device=device, offload_device=offload_device, **extra)
 
 
 def choose_dtypes(

@@ -1,31 +1,57 @@
 """The ``operations`` object that the core is built with inside ComfyUI: the host's own layers, plus what they lack."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
+import comfy.ldm.modules.attention
 import comfy.ops
 import torch
 import torch.nn.functional as F
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
-from .stacked_float8 import Float8Rows, expert_weights, padded_linear, with_stacked_layout
+from .stacked_float8 import Float8Rows, expert_weights, with_padded_layout, with_stacked_layout
+
+ComfyAttention: type[torch.nn.Module] | None = getattr(comfy.ldm.modules.attention, "ComfyAttention", None)
+"""A layer's own choice of attention, from its checkpoint, a LoRA or a node; None in hosts that have none."""
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any] | None = None) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any] | None = None, preferred: torch.nn.Module | None = None
+) -> Tensor:
     """The host's attention under the core's signature: [B, H, S, D] in, [B, S, H * D] out.
 
     ``options`` is the host's ``transformer_options``, so that attention chosen by other nodes applies here too.
+    ``preferred`` is the layer's own choice, where the host has such.
     """
-    grouped = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
-    return optimized_attention(q, k, v, q.shape[1], skip_reshape=True, transformer_options=options, **grouped)
+    extra: dict[str, Any] = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
+    if preferred is not None:
+        extra["preferred_attention"] = preferred
+    return optimized_attention(q, k, v, q.shape[1], skip_reshape=True, transformer_options=options, **extra)
+
+
+def let_layers_choose(layers: Iterable[torch.nn.Module]) -> None:
+    """Gives each layer's attention the child that holds its own choice, where the host has such."""
+    if ComfyAttention is None:
+        return
+    for layer in layers:
+        layer.attention.comfy_attention = ComfyAttention()
+        layer.attention.attend = partial(_attend_by_choice, layer.attention)
+
+
+def _attend_by_choice(
+    owner: torch.nn.Module, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any] | None
+) -> Tensor:
+    # Looked up at each call: the host swaps the child for the choice of a LoRA or a node.
+    return attention(q, k, v, options, owner.comfy_attention)
 
 
 def apply_expert(layer: torch.nn.Module, x: Tensor, weight: Tensor | Float8Rows, bias: Tensor | None) -> Tensor:
     """[..., in] -> [..., rows] with the weight of one of a layer's experts, in float8 where the host's layers would."""
     if not isinstance(weight, Float8Rows):
         return F.linear(x, weight.to(x.dtype), bias)
-    exact = layer._full_precision_mm or getattr(layer, "comfy_force_cast_weights", False)
+    exact = getattr(layer, "_full_precision_mm", False) or getattr(layer, "comfy_force_cast_weights", False)
     if exact or not weight.can_multiply:
         return F.linear(x, weight.multiplied_out(x.dtype), bias)
     if not x.numel():
@@ -39,10 +65,11 @@ def host_operations(picked: type) -> type:
     """Adds ``attention``, ``ExpertLinear`` and ``FloatLinear`` to the operations class that the host picked."""
 
     class Linear(picked.Linear):
-        """The host's layer, with float8 products also at widths that CUDA's kernels don't take as they are."""
+        """The host's layer, with float8 matmuls also at widths that CUDA's kernels don't take as they are."""
 
-        def _forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            return padded_linear(x, weight, bias)
+        def _load_from_state_dict(self, *args: Any) -> None:
+            super()._load_from_state_dict(*args)
+            with_padded_layout(self)
 
     class ExpertLinear(picked.Linear):
         """Weights of several modalities stacked along the rows, kept as one tensor so that LoRAs find its name."""

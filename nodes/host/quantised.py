@@ -5,12 +5,14 @@ import math
 from dataclasses import replace
 
 import torch
+from comfy.quant_ops import QUANT_ALGOS
+from torch import nn
 
+from ...happyhorse_core.errors import CheckpointError
 from ...happyhorse_core.weights.source import TensorSource
 from ...happyhorse_core.weights.tensors import TensorEntry
 
 QUANT_NOTE = ".comfy_quant"
-QUANT_EXTRAS = (QUANT_NOTE, ".weight_scale", ".weight_scale_2", ".input_scale", ".pre_quant_scale")
 FOREIGN_SCALES = (".weight.__fp8_scale", ".scale_weight", ".weight_scale")
 """Ends of the names of float8 scales in files of other programs, and of the host's own before it wrote notes."""
 OLD_INPUT_SCALE = ".scale_input"
@@ -60,6 +62,41 @@ def with_host_notes(source: TensorSource) -> TensorSource:
         note = {"format": FLOAT8_NOTE[source.entries[f"{layer}.weight"].dtype], **extra}
         entries[layer + QUANT_NOTE] = _note(source.entries[scale], note)
     return source.with_entries(entries)
+
+
+def without_formats(source: TensorSource, expected: nn.Module) -> TensorSource:
+    """A view in which quantised layers look like plain ones: packed weights have other shapes, and tensors beside them.
+
+    Raises CheckpointError for a format that the host doesn't know.
+    """
+    targets = expected.state_dict()
+    entries = {}
+    for name, entry in source.entries.items():
+        layer, _, part = name.rpartition(".")
+        if layer + QUANT_NOTE in source:
+            if part in _format_tensors(source, layer):
+                continue
+            if name in targets:
+                entry = replace(entry, shape=tuple(targets[name].shape), dtype=targets[name].dtype)
+        entries[name] = entry
+    return source.with_entries(entries)
+
+
+def _format_tensors(source: TensorSource, layer: str) -> set[str]:
+    """What stands beside a layer's weight in its format: what the host's table names, and parts of the weight."""
+    note = source.entries[layer + QUANT_NOTE]
+    try:
+        name = json.loads(source.read(layer + QUANT_NOTE).numpy().tobytes())["format"]
+    except (ValueError, TypeError, LookupError) as error:
+        raise CheckpointError(f"{note.file}: tensor {layer}{QUANT_NOTE}: expected JSON that names a format.") from error
+    if name not in QUANT_ALGOS:
+        raise CheckpointError(
+            f"{note.file}: tensor {layer}{QUANT_NOTE}: found format {name!r}; this ComfyUI knows "
+            f"{', '.join(QUANT_ALGOS)}. Update ComfyUI, or choose a file in one of these."
+        )
+    # Not every host lists the parts of a weight in its table, but all of them name parts ``weight_...``.
+    parts = {other.rpartition(".")[2] for other in source.names if other.startswith(f"{layer}.weight_")}
+    return {QUANT_NOTE[1:], *QUANT_ALGOS[name]["parameters"], *parts}
 
 
 def _note(beside: TensorEntry, content: dict[str, object]) -> TensorEntry:

@@ -3,8 +3,8 @@
 The host's own float8 layout is meant for one scale. With several it works on the CPU, but its CUDA kernels refuse them.
 This layout holds the same tensors and is saved under the same names; it differs in how it multiplies and rounds.
 
-CUDA's float8 products also ask that 16 divides both sides of a weight. The host pads none and multiplies out where a
-product fails. Of the released widths 16 divides neither 7208 nor 13652 nor 27304, so they are padded here.
+CUDA's float8 matmuls also ask that 16 divides both sides of a weight. The host pads none and dequantises where a
+matmul fails. Of the released widths 16 divides neither 7208 nor 13652 nor 27304, so these have a layout that pads.
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,8 @@ from ...happyhorse_core.dit.config import MODALITIES
 NAME = "HappyHorseStackedFP8Layout"
 ROWS_NAME = "HappyHorseRowFP8Layout"
 """The same for scales that differ within an expert; those can only be multiplied out."""
+PADDED_NAME = "HappyHorsePaddedFP8Layout"
+"""One scale, as the host's own layout, for weights whose sides 16 doesn't divide."""
 HOST_NAME = "TensorCoreFP8E4M3Layout"
 SLICEABLE = (NAME, ROWS_NAME, HOST_NAME, "TensorCoreFP8E5M2Layout")
 ALIGNMENT = 16
@@ -57,8 +59,22 @@ class StackedFP8Layout(getattr(comfy.quant_ops, "QuantizedLayout", object)):
         return {"": qdata, "_scale": params.scale}
 
 
+class PaddedFP8Layout(TensorCoreFP8E4M3Layout):
+    """The host's layout but for its linear layer, which fills up both sides with zeros to multiples of 16."""
+
+
+comfy.quant_ops.register_layout_class(PADDED_NAME, PaddedFP8Layout)
 comfy.quant_ops.register_layout_class(NAME, StackedFP8Layout)
 comfy.quant_ops.register_layout_class(ROWS_NAME, StackedFP8Layout)
+
+
+def with_padded_layout(layer: torch.nn.Module) -> None:
+    """Gives a loaded linear layer the layout that pads where its weight needs it; leaves any other as it is."""
+    weight = layer.weight
+    if isinstance(weight, QuantizedTensor) and weight._layout_cls == HOST_NAME and _pads(weight._qdata):
+        padded = QuantizedTensor(weight._qdata, PADDED_NAME, weight._params)
+        layer.weight = torch.nn.Parameter(padded, requires_grad=False)
+        layer.layout_type = PADDED_NAME  # by which the host quantises the layer's input
 
 
 def with_stacked_layout(weight: Any) -> Any:
@@ -92,9 +108,10 @@ class Float8Rows(NamedTuple):
 
     def linear(self, x: Tensor, input_scale: Tensor | None, bias: Tensor | None) -> Tensor:
         """[tokens, in] -> [tokens, rows], by the host's float8 product, as the host's own layers use it."""
+        name = PADDED_NAME if _pads(self.data) else HOST_NAME
         params = TensorCoreFP8E4M3Layout.Params(scale=self.scale, orig_dtype=x.dtype, orig_shape=tuple(self.data.shape))
-        rounded = QuantizedTensor.from_float(x, HOST_NAME, scale=input_scale)
-        return padded_linear(rounded, QuantizedTensor(self.data, HOST_NAME, params), bias)
+        rounded = QuantizedTensor.from_float(x, name, scale=input_scale)
+        return F.linear(rounded, QuantizedTensor(self.data, name, params), bias)
 
 
 def expert_weights(stack: Tensor, experts: int) -> Sequence[Tensor | Float8Rows]:
@@ -110,20 +127,25 @@ def expert_weights(stack: Tensor, experts: int) -> Sequence[Tensor | Float8Rows]
     return [Float8Rows(data, part) for data, part in zip(stack._qdata.chunk(experts), scales, strict=True)]
 
 
-def padded_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The host's linear layer; where both are float8, with sides made multiples of 16 by zeros. x is [tokens, in]."""
-    both = isinstance(x, QuantizedTensor) and isinstance(weight, QuantizedTensor)
-    if not both or (x._layout_cls, weight._layout_cls) != (HOST_NAME, HOST_NAME):
+@comfy.quant_ops.register_layout_op(torch.ops.aten.linear.default, PaddedFP8Layout)
+def padded_linear(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """[tokens, in] -> [tokens, rows]: the host's linear layer on both sides filled up, and what was added cut off."""
+    x, weight, bias = (*args, None)[:3]
+    if not isinstance(x, QuantizedTensor) or not isinstance(weight, QuantizedTensor):
+        x, weight = (part.dequantize() if isinstance(part, QuantizedTensor) else part for part in (x, weight))
         return F.linear(x, weight, bias)
     rows, columns = weight.shape
-    below, beside = -rows % ALIGNMENT, -columns % ALIGNMENT
-    if not below and not beside:
-        return F.linear(x, weight, bias)
-    out = F.linear(_padded(x, 0, beside), _padded(weight, below, beside))[:, :rows]
+    beside = -columns % ALIGNMENT
+    out = F.linear(_padded(x, 0, beside), _padded(weight, -rows % ALIGNMENT, beside))[:, :rows]
     return out if bias is None else out + bias
 
 
+def _pads(data: Tensor) -> bool:
+    return any(side % ALIGNMENT for side in data.shape)
+
+
 def _padded(tensor: QuantizedTensor, below: int, beside: int) -> QuantizedTensor:
+    """The same values under the host's own layout, filled up with zeros."""
     # As bytes, since float8 tensors can't be padded; the byte 0 is the number 0.
     qdata = F.pad(tensor._qdata.view(torch.uint8), (0, beside, 0, below)).view(tensor._qdata.dtype)
-    return QuantizedTensor(qdata, tensor._layout_cls, replace(tensor._params, orig_shape=tuple(qdata.shape)))
+    return QuantizedTensor(qdata, HOST_NAME, replace(tensor._params, orig_shape=tuple(qdata.shape)))

@@ -24,6 +24,7 @@ from .fill import HostProgress, check_tensors, fill
 from .load import DEFAULT, WEIGHT_DTYPES
 from .ops import host_operations
 from .quantised import QUANT_NOTE, is_quantised, with_host_notes
+from .weights import open_weights, state_dict
 
 log = logging.getLogger("happyhorse")
 
@@ -40,7 +41,7 @@ def load_clip(
     requested = WEIGHT_DTYPES[weight_dtype]
     stored = requested or torch.bfloat16
     exact = torch.float32 if stored == torch.float32 else torch.bfloat16
-    file = inspect_text_encoder(path)
+    file = inspect_text_encoder(path, open_weights)
     expected = T5GemmaEncoder(file.config, operations=TorchOps, dtype=exact, device="meta")
     with file.source as source:
         quantised = requested is None and is_quantised(source)
@@ -54,12 +55,12 @@ def load_clip(
             layers = comfy.ops.mixed_precision_ops({"mixed_ops": True}, stored, full_precision_mm=True)
             options["custom_operations"] = layers
         target = comfy.supported_models_base.ClipTarget(
-            partial(HostTokenizer, file.tokenizer), partial(HostTextModel, file.config, exact)
+            partial(HostTokenizer, file.tokenizer), partial(HostTextModel, file.config, exact, source)
         )
         clip = comfy.sd.CLIP(
             target,
             parameters=_parameters(source, stored, quantised),
-            state_dict=[source],  # read by HostTextModel.load_sd, layer by layer
+            state_dict=[state_dict(file.source)],
             model_options=options,
             disable_dynamic=disable_dynamic,
         )
@@ -106,12 +107,16 @@ class HostTokenizer:
 
 
 class HostTextModel(nn.Module):
-    """The core's encoder with what the host's CLIP calls. ``exact`` is the dtype of norms: float8 would spoil them."""
+    """The core's encoder with what the host's CLIP calls. ``exact`` is the dtype of norms: float8 would spoil them.
+
+    ``source`` holds the same tensors that the host hands to ``load_sd``, under the names of its layers.
+    """
 
     def __init__(
         self,
         config: TextEncoderConfig,
         exact: torch.dtype,
+        source: TensorSource,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         model_options: dict[str, Any] | None = None,
@@ -119,6 +124,7 @@ class HostTextModel(nn.Module):
         super().__init__()
         self.dtypes = {dtype}
         self.exact = exact
+        self.source: TensorSource | None = source
         self.options: dict[str, Any] = {}
         picked = (model_options or {}).get("custom_operations") or comfy.ops.manual_cast
         self.encoder = T5GemmaEncoder(config, operations=host_operations(picked), dtype=dtype, device=device)
@@ -133,11 +139,14 @@ class HostTextModel(nn.Module):
     def reset_clip_options(self) -> None:
         self.options = {}
 
-    def load_sd(self, source: TensorSource) -> tuple[list[str], list[str]]:
-        """Reads a checkpoint that was checked. No names are missing or left over, the two lists that the host wants.
+    def load_sd(self, tensors: dict[str, Tensor]) -> tuple[list[str], list[str]]:
+        """Fills the layers once, with tensors that were checked: no names are missing or left over.
 
         The host sets ``can_assign_sd`` where weights stay mapped.
         """
+        source, self.source = self.source, None
+        if source is None:
+            raise RuntimeError("The layers were filled before; make the encoder anew.")
         assign = getattr(self, "can_assign_sd", False)
         (stored,) = self.dtypes
         known = {name for name in source.names if not any(fnmatchcase(name, glob) for glob in IGNORED)}

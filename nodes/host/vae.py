@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -15,16 +16,20 @@ from torch import Tensor, nn
 from ...happyhorse_core import geometry
 from ...happyhorse_core.audio_vae.decode import CHUNK, decode_soundtrack, receptive_field
 from ...happyhorse_core.audio_vae.encode import WINDOW_SECONDS, encode_soundtrack
-from ...happyhorse_core.audio_vae.load import load_oobleck
+from ...happyhorse_core.audio_vae.load import inspect_oobleck
 from ...happyhorse_core.audio_vae.model import Oobleck
 from ...happyhorse_core.audio_vae.resample import resample_fft
 from ...happyhorse_core.video_vae.image_encoder import WanImageEncoder
 from ...happyhorse_core.video_vae.latent_statistics import denormalise, normalise
-from ...happyhorse_core.video_vae.load import load_image_encoder, load_turbo_decoder
+from ...happyhorse_core.video_vae.load import inspect_image_encoder, inspect_turbo_decoder
 from ...happyhorse_core.video_vae.tiling import OVERLAP, decode_tiles, fitting_tile, window_bytes
 from ...happyhorse_core.video_vae.turbo_decoder import TurboDecoder
-from .fill import HostProgress
+from ...happyhorse_core.weights.component import ComponentFile
+from ...happyhorse_core.weights.quantised import dequantised
+from .fill import HostProgress, check_tensors, fill
+from .load import make_patcher
 from .ops import host_operations
+from .weights import open_weights, source_paths
 
 log = logging.getLogger("happyhorse")
 
@@ -127,7 +132,11 @@ class HappyHorseVAE(comfy.sd.VAE):
     """A host VAE around a module of ours. Its loader sets the sizes and rates that the host would have detected."""
 
     def __init__(
-        self, build: Callable[[torch.dtype], nn.Module], working_dtypes: tuple[torch.dtype, ...], disable_dynamic: bool
+        self,
+        build: Callable[[torch.dtype], nn.Module],
+        paths: list[str],
+        working_dtypes: tuple[torch.dtype, ...],
+        disable_dynamic: bool,
     ) -> None:
         with _without_detection_warning():
             super().__init__(sd={})
@@ -137,22 +146,23 @@ class HappyHorseVAE(comfy.sd.VAE):
         self.vae_dtype = mm.vae_dtype(self.device, self.working_dtypes)
         self.first_stage_model = build(self.vae_dtype).eval().requires_grad_(False)
         mm.archive_model_dtypes(self.first_stage_model)
-        kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-        self.patcher = kind(self.first_stage_model, load_device=self.device, offload_device=mm.vae_offload_device())
+        self.patcher = make_patcher(
+            self.first_stage_model, self.device, mm.vae_offload_device(), paths, disable_dynamic
+        )
         self.model_size()
 
 
 def load_video_vae(decoder_path: str, encoder_path: str | None, disable_dynamic: bool = False) -> HappyHorseVAE:
     """TurboVAED, and for pictures the encoder of Wan2.2's VAE."""
+    decoder = inspect_turbo_decoder(decoder_path, open_weights)
+    encoder = None if encoder_path is None else inspect_image_encoder(encoder_path, open_weights)
 
     def build(dtype: torch.dtype) -> VideoAutoencoder:
-        turbo = load_turbo_decoder(decoder_path, dtype=dtype, progress=HostProgress())
-        still = None
-        if encoder_path is not None:
-            still = load_image_encoder(encoder_path, dtype=dtype, progress=HostProgress())
-        return VideoAutoencoder(_on_host(turbo, TurboDecoder, dtype), _on_host(still, WanImageEncoder, dtype))
+        still = None if encoder is None else _on_host(encoder, WanImageEncoder, dtype)
+        return VideoAutoencoder(_on_host(decoder, TurboDecoder, dtype), still)
 
-    vae = HappyHorseVAE(build, VIDEO_DTYPES, disable_dynamic)
+    paths = [path for file in (decoder, encoder) if file is not None for path in source_paths(file.source)]
+    vae = HappyHorseVAE(build, paths, VIDEO_DTYPES, disable_dynamic)
     stride = geometry.SPATIAL_STRIDE
     vae.latent_channels, vae.latent_dim, vae.output_channels = geometry.VIDEO_CHANNELS, 3, 3
     vae.upscale_ratio = (geometry.frames_of_latent, stride, stride)
@@ -179,11 +189,12 @@ def load_video_vae_patcher(
 
 def load_audio_vae(path: str, disable_dynamic: bool = False) -> HappyHorseVAE:
     """Stable Audio Open's autoencoder, from its full file or from one with the autoencoder alone."""
+    file = inspect_oobleck(path, open_weights)
 
     def build(dtype: torch.dtype) -> AudioAutoencoder:
-        return AudioAutoencoder(_on_host(load_oobleck(path, dtype=dtype, progress=HostProgress()), Oobleck, dtype))
+        return AudioAutoencoder(_on_host(file, Oobleck, dtype))
 
-    vae = HappyHorseVAE(build, AUDIO_DTYPES, disable_dynamic)
+    vae = HappyHorseVAE(build, source_paths(file.source), AUDIO_DTYPES, disable_dynamic)
     vae.latent_channels, vae.latent_dim, vae.output_channels = geometry.AUDIO_CHANNELS, 1, 2
     vae.upscale_ratio, vae.downscale_ratio = OUTPUT_SAMPLES_PER_LATENT, geometry.SAMPLES_PER_AUDIO_LATENT
     vae.audio_sample_rate, vae.audio_sample_rate_output = geometry.MODEL_SAMPLE_RATE, geometry.OUTPUT_SAMPLE_RATE
@@ -208,12 +219,15 @@ def load_audio_vae_patcher(path: str, disable_dynamic: bool = False) -> comfy.mo
     return load_audio_vae(path, disable_dynamic).patcher
 
 
-def _on_host(loaded: nn.Module | None, kind: type[nn.Module], dtype: torch.dtype) -> nn.Module | None:
-    """The same network with the host's layers, which it can offload and patch."""
-    if loaded is None:
-        return None
-    module = kind(loaded.config, operations=host_operations(comfy.ops.manual_cast), dtype=dtype)
-    module.load_state_dict(loaded.state_dict(), assign=True)
+def _on_host(file: ComponentFile[Any], kind: type[nn.Module], dtype: torch.dtype) -> nn.Module:
+    """The network with the host's layers, which it can offload and patch, filled from its file."""
+    module = kind(file.config, operations=host_operations(comfy.ops.manual_cast), dtype=dtype)
+    targets = module.state_dict()
+    with file.source as source:
+        source = dequantised(source, module)
+        check_tensors(source, module, False, file.ignore)
+        wanted = source.renamed(lambda name: name if name in targets else None)
+        fill(module, wanted, lambda name, tensor: targets[name].dtype, assign=True)
     return module
 
 

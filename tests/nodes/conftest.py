@@ -25,6 +25,16 @@ if os.environ.get(INSIDE):
     write_stack(MODELS / "models", "comfyui", 0)
 
 
+@pytest.fixture
+def dynamic_memory(monkeypatch):
+    """Files as the host opens them where it has dynamic memory, on a CPU too."""
+    import comfy.memory_management
+    import comfy_aimdo.control
+
+    comfy_aimdo.control.init()
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
+
+
 @pytest.fixture(autouse=True)
 def as_the_host_runs_nodes():
     """Node code runs in inference mode in ComfyUI; some of its own code fails outside it."""

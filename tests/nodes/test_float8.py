@@ -134,10 +134,10 @@ def test_what_is_added_to_a_stack_is_added_to_all_of_it():
 @pytest.mark.parametrize(("rows", "columns"), [(40, 24), (32, 24), (40, 32), (32, 32)])
 def test_padding_changes_no_value(rows, columns):
     weight, x, bias = torch.randn(rows, columns), torch.randn(7, columns), torch.randn(rows).to(BF16)
-    weight = QuantizedTensor.from_float(weight.to(BF16), stacked_float8.HOST_NAME, scale="recalculate")
-    rounded = QuantizedTensor.from_float(x.to(BF16), stacked_float8.HOST_NAME)
+    weight = QuantizedTensor.from_float(weight.to(BF16), stacked_float8.PADDED_NAME, scale="recalculate")
+    rounded = QuantizedTensor.from_float(x.to(BF16), stacked_float8.PADDED_NAME)
     with Kernels() as kernels:
-        found = stacked_float8.padded_linear(rounded, weight, bias)
+        found = F.linear(rounded, weight, bias)
     assert kernels.count == 1
     assert found.shape == (7, rows)
     assert error(found, F.linear(rounded.dequantize().float(), weight.dequantize().float(), bias.float())) < 0.01

@@ -13,7 +13,6 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-import comfy.memory_management
 import comfy.model_patcher
 import pytest
 import torch
@@ -64,14 +63,13 @@ def read_all(tensors: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.fixture
-def dynamic(monkeypatch):
+def dynamic(monkeypatch, dynamic_memory):
     """As on a GPU: the model takes the tensors that it is handed instead of copying them into its own."""
 
     class Dynamic(comfy.model_patcher.ModelPatcher):
         def is_dynamic(self) -> bool:
             return True
 
-    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
     monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", Dynamic)
 
 

@@ -5,7 +5,6 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-import comfy.memory_management
 import comfy.model_management
 import comfy.sd
 import pytest
@@ -235,9 +234,8 @@ def merged_bf16(path):
     return str(path)
 
 
-def test_layers_that_the_host_fills_only_when_loading(tmp_path, monkeypatch):
+def test_layers_that_the_host_fills_only_when_loading(tmp_path, dynamic_memory):
     """With dynamic memory the host makes linear layers without weights, and they take the dtype of what is loaded."""
-    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
     path = merged_bf16(tmp_path / "merged.safetensors")
     model = load.load_diffusion_model(path, weight_dtype="bf16").model.diffusion_model
     assert model.adapter.text_embedder.weight.dtype == torch.float32
