@@ -22,6 +22,9 @@ from .split_experts import merge_split_experts
 logger = logging.getLogger(__name__)
 
 BANDS = "adapter.rope.bands"
+ATTENTION_CHOICE = ".comfy_attention.config"
+IGNORED = (f"*{ATTENTION_CHOICE}",)
+"""ComfyUI's note in a file of how a layer attends; of use there alone."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def load_transformer(
     if operations is None:
         operations = float8_operations(torch.device(device)) if keeps_float8(dtype) else TorchOps
     model = HappyHorseTransformer(file.config, operations=operations, dtype=dtype, device="meta")
-    load_module(model, file.source, device=device, progress=progress)
+    load_module(model, file.source, ignore=IGNORED, device=device, progress=progress)
     if file.source.dtypes[BANDS] != torch.float32:
         # Merged files store the rotary frequencies rounded, which moves every position; the formula is exact.
         model.adapter.rope.bands = frequency_bands(file.config.rope_bands).to(device)

@@ -11,10 +11,6 @@ from ...happyhorse_core.weights.fill import check_module
 from ...happyhorse_core.weights.source import TensorSource
 from .quantised import without_formats
 
-CHOOSER = ".comfy_attention"
-ATTENTION_CHOICE = f"*{CHOOSER}.config"
-"""A layer's own choice of attention, which newer hosts read from the file and older ones know nothing of."""
-
 
 class HostProgress:
     """A core ``Progress`` listener: shows a bar on the node and stops the work when the user interrupts."""
@@ -35,7 +31,7 @@ def check_tensors(source: TensorSource, expected: nn.Module, quantised: bool, ig
     Quantised layers are held to their names alone: packed weights have other shapes.
     """
     plain = without_formats(source, expected) if quantised else source
-    check_module(expected, plain, ignore=(*ignore, ATTENTION_CHOICE))
+    check_module(expected, plain, ignore=ignore)
 
 
 def fill(
@@ -53,8 +49,6 @@ def fill(
     progress, done = HostProgress(), 0
     total = sum(entry.nbytes for entry in source.entries.values())
     for layer, names in layers.items():
-        if not _has_layer(module, layer):
-            continue  # a choice of attention that this host can't make
         tensors = {}
         for name in names:
             tensor = source.read(name)
@@ -65,8 +59,3 @@ def fill(
             source.entries[name].release()  # views that were kept read theirs again when they are used
             done += source.entries[name].nbytes
         progress(done, total)
-
-
-def _has_layer(module: nn.Module, layer: str) -> bool:
-    owner, _, name = layer.rpartition(".")
-    return not layer.endswith(CHOOSER) or name in module.get_submodule(owner)._modules

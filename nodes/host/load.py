@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...happyhorse_core.dit.config import TransformerConfig
-from ...happyhorse_core.dit.load import BANDS, inspect_transformer
+from ...happyhorse_core.dit.load import ATTENTION_CHOICE, BANDS, IGNORED, inspect_transformer
 from ...happyhorse_core.dit.model import HappyHorseTransformer
 from ...happyhorse_core.dit.roles import ROLES
 from ...happyhorse_core.dit.rope import frequency_bands
@@ -26,6 +26,7 @@ from ...happyhorse_core.weights.quantised import dequantised
 from ...happyhorse_core.weights.source import TensorSource
 from .diffusion import HappyHorseConfig
 from .fill import check_tensors, fill
+from .ops import ComfyAttention
 from .quantised import is_quantised, with_host_notes
 from .regions import allow_masks
 from .weights import open_weights, source_paths
@@ -54,7 +55,7 @@ def load_diffusion_model(
         quantised = requested is None and is_quantised(source)
         expected = reference(file.config)
         source = with_host_notes(source) if quantised else dequantised(source, expected)
-        check_tensors(source, expected, quantised)
+        check_tensors(source, expected, quantised, IGNORED)
         config = HappyHorseConfig(file.config, file.role)
         choose_dtypes(config, source, requested, quantised)
         patcher = build_patcher(config, source, quantised, disable_dynamic)
@@ -83,7 +84,10 @@ def build_patcher(
         model.to(patcher.offload_device)
     assign = patcher.is_dynamic()
     dtype_of = target_dtypes(config, quantised, assign)
-    fill(model.diffusion_model, with_exact_bands(source, config), dtype_of, assign=assign)
+    source = with_exact_bands(source, config)
+    if ComfyAttention is None:
+        source = source.renamed(lambda name: None if name.endswith(ATTENTION_CHOICE) else name)
+    fill(model.diffusion_model, source, dtype_of, assign=assign)
     return patcher
 
 
@@ -142,7 +146,7 @@ def target_dtypes(config: HappyHorseConfig, quantised: bool, assign: bool) -> Ca
     def dtype_of(name: str, tensor: Tensor) -> torch.dtype:
         if name in exact:
             return torch.float32
-        if quantised or (assign and tensor.dtype.itemsize <= chosen.itemsize):
+        if quantised or name.endswith(ATTENTION_CHOICE) or (assign and tensor.dtype.itemsize <= chosen.itemsize):
             return tensor.dtype
         return chosen
 
