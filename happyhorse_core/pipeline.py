@@ -32,6 +32,7 @@ from .sampling.loop import Velocity, denoise, guided
 from .sampling.schedule import flow_sigmas
 from .sampling.solver import DistilledSolver, Solver, UniPC, seeded_noise
 from .text.load import load_text_encoder
+from .video_vae.latent_statistics import denormalise, normalise
 from .video_vae.load import load_image_encoder, load_turbo_decoder
 from .video_vae.tiling import decode_tiles, fitting_tile, window_bytes
 
@@ -251,7 +252,7 @@ def _encode_image(
         progress=report("Load image encoder", "B"),
     )
     pictures = (fit_image(image, shape.width, shape.height) for shape in shapes)
-    return [encoder(pixels.to(machine.device, machine.dtype)).float() for pixels in pictures]
+    return [normalise(encoder(pixels.to(machine.device, machine.dtype))) for pixels in pictures]
 
 
 def _sample(
@@ -358,7 +359,8 @@ def _decode_video(video: Tensor, files: ModelFiles, machine: Machine, report: Re
             return window_bytes(decoder.config, rows, columns, frames, itemsize)
 
         tile = fitting_tile(height, width, int(free * FREE_PART), needed)
-    for chunk in decode_tiles(decoder, video.to(machine.dtype), tile, progress=report("Decode video", "tile")):
+    raw = denormalise(video).to(machine.dtype)
+    for chunk in decode_tiles(decoder, raw, tile, progress=report("Decode video", "tile")):
         yield to_bytes(chunk[0])
 
 

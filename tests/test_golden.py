@@ -24,7 +24,7 @@ from happyhorse_core.sampling.loop import Velocity, denoise, guided
 from happyhorse_core.sampling.schedule import flow_sigmas, timestep
 from happyhorse_core.sampling.solver import DistilledSolver, UniPC
 from happyhorse_core.text.encoder import T5GemmaEncoder, detect_text_encoder
-from happyhorse_core.video_vae.latent_statistics import LATENT_MEAN, LATENT_STD
+from happyhorse_core.video_vae.latent_statistics import LATENT_MEAN, LATENT_STD, denormalise, normalise
 from happyhorse_core.video_vae.load import load_image_encoder, load_turbo_decoder
 from happyhorse_core.weights.fill import load_module
 from happyhorse_core.weights.source import open_source
@@ -120,7 +120,7 @@ def check_sr_start(io: Tensors, metadata: Metadata) -> None:
 
 def check_turbo_vaed(io: Tensors, metadata: Metadata) -> None:
     decoder = load_turbo_decoder(weights_path(metadata), dtype=torch.float32)
-    assert_close(decoder(io["latent"]), io["video"], 1e-4)
+    assert_close(decoder(denormalise(io["latent"])), io["video"], 1e-4)
 
 
 def check_audio_vae(io: Tensors, metadata: Metadata) -> None:
@@ -140,7 +140,7 @@ def check_image_encoder(io: Tensors, metadata: Metadata) -> None:
     torch.testing.assert_close(torch.tensor(LATENT_MEAN), io["latent_mean"])
     torch.testing.assert_close(torch.tensor(LATENT_STD), io["latent_std"])
     encoder = load_image_encoder(weights_path(metadata), dtype=torch.float32)
-    assert_close(encoder(io["image"]), io["latent"], 1e-4)
+    assert_close(normalise(encoder(io["image"])), io["latent"], 1e-4)
 
 
 def check_text_encoder(io: Tensors, metadata: Metadata) -> None:

@@ -27,6 +27,7 @@ from happyhorse_core.sampling.schedule import flow_sigmas
 from happyhorse_core.sampling.solver import DistilledSolver, Solver, UniPC, seeded_noise
 from happyhorse_core.text.load import TextEncoder, load_text_encoder
 from happyhorse_core.video_vae.image_encoder import WanImageEncoder
+from happyhorse_core.video_vae.latent_statistics import denormalise, normalise
 from happyhorse_core.video_vae.load import load_image_encoder, load_turbo_decoder
 from happyhorse_core.video_vae.turbo_decoder import TurboDecoder
 
@@ -136,7 +137,7 @@ def _make_batch(stack: Stack, orders: Sequence[Order], steps: int) -> list[Clip]
     sounds = resample_fft(stack.audio.decode(audio)).numpy()
     if given is not None:
         sounds = [resample_fft(torch.from_numpy(order.sound)).numpy() for order in orders]
-    frames = [to_bytes(pixels).numpy() for pixels in stack.decoder(video)]
+    frames = [to_bytes(pixels).numpy() for pixels in stack.decoder(denormalise(video))]
     return [Clip(*parts) for parts in zip(frames, sounds, strict=True)]
 
 
@@ -150,7 +151,7 @@ def _encode_sounds(stack: Stack, orders: Sequence[Order]) -> Tensor:
 
 def _encode_pictures(stack: Stack, orders: Sequence[Order]) -> Tensor:
     pictures = torch.from_numpy(np.stack([order.picture for order in orders]))
-    return stack.image_encoder(pictures.permute(0, 3, 1, 2)[:, :, None].float() / 127.5 - 1)
+    return normalise(stack.image_encoder(pictures.permute(0, 3, 1, 2)[:, :, None].float() / 127.5 - 1))
 
 
 RATE = OUTPUT_SAMPLE_RATE

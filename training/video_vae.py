@@ -20,6 +20,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from happyhorse_core.video_vae.latent_statistics import denormalise
+
 from .muon import Muon
 from .run import add_device, device_of, load_trained, train
 from .video_vae_export import export
@@ -86,7 +88,7 @@ def check(
         latents.append(encode_clips(encoder, clip))
         for name, noise in (("clean", 0.0), ("noisy", 0.15)):
             noisy = latents[-1] + noise * torch.randn(latents[-1].shape, generator=generator)
-            figures[name].append(psnr(to_pictures(modules["decoder"](noisy)), clip))
+            figures[name].append(psnr(to_pictures(modules["decoder"](denormalise(noisy))), clip))
     latent = torch.cat(latents)
     std, mean = torch.std_mean(latent, dim=(0, 2, 3, 4))
     change = latent.diff(dim=2).square().mean((0, 2, 3, 4)).sqrt()
@@ -108,7 +110,7 @@ def sheet(path: Path, modules: Mapping[str, nn.Module]) -> None:
     clips = clips.to(device)
     latents = ClipEncoder(modules["image"])(clips)
     noise = 0.15 * torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(device)
-    videos = [clips, modules["decoder"](latents), modules["decoder"](latents + noise)]
+    videos = [clips, *(modules["decoder"](denormalise(latent)) for latent in (latents, latents + noise))]
     rows = torch.stack([to_pictures(video[:, :, ::8]) for video in videos], dim=1)
     # [clips, 3, times, H, W, 3] -> one picture, two clips beside each other.
     image = rows.unflatten(0, (-1, 2)).permute(0, 2, 4, 1, 3, 5, 6)

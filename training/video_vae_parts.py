@@ -1,7 +1,7 @@
 """The parts of the Pony's video autoencoder: a decoder, an image encoder and what makes an encoder of clips of it.
 
 The decoder and the image encoder are the pack's own classes at small sizes. The latents are the transformer's, that is
-normalised: the image encoder ends with ``normalise`` and the decoder begins with ``denormalise``.
+normalised; the networks take and give raw ones, so ``ClipEncoder`` normalises and who decodes denormalises.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from happyhorse_core.ops import TorchOps
 from happyhorse_core.video_vae.image_encoder import DownStage, ImageEncoderConfig, WanImageEncoder
+from happyhorse_core.video_vae.latent_statistics import normalise
 from happyhorse_core.video_vae.turbo_decoder import TurboDecoder, TurboVAEDConfig, UpStage
 
 LATENT_CHANNELS = 48
@@ -106,4 +107,4 @@ class ClipEncoder(nn.Module):
         if starts_clip:
             pictures = torch.cat([video[:, :, :1], pictures], 2)
         latents = self.image(pictures.transpose(1, 2).flatten(0, 1).unsqueeze(2))
-        return latents.squeeze(2).unflatten(0, (len(video), -1)).transpose(1, 2)
+        return normalise(latents.squeeze(2).unflatten(0, (len(video), -1)).transpose(1, 2))

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..geometry import SPATIAL_STRIDE
-from .latent_statistics import normalise
 from .shapes import count_blocks, dimension, foreign
 
 EXPECTED = (
@@ -116,7 +115,7 @@ def still_frame_tensor(name: str, tensor: Tensor) -> Tensor:
 
 
 class WanImageEncoder(nn.Module):
-    """A picture -> the normalised latent of a clip's first frame."""
+    """A picture -> the raw latent of a clip's first frame, as Wan2.2's VAE has it; ``latent_statistics`` normalises."""
 
     def __init__(
         self,
@@ -133,13 +132,13 @@ class WanImageEncoder(nn.Module):
         self.conv1 = operations.Conv2d(both, both, 1, dtype=dtype, device=device)
 
     def forward(self, image: Tensor) -> Tensor:
-        """[B, 3, 1, H, W] in [-1, 1] -> [B, 48, 1, H/16, W/16] normalised, float32. H and W are multiples of 16.
+        """[B, 3, 1, H, W] in [-1, 1] -> [B, 48, 1, H/16, W/16] raw, float32. H and W are multiples of 16.
 
         The latent is the mean of the distribution that the autoencoder predicts, as in the released pipeline.
         """
         moments = self.conv1(self.encoder(pack_pixels(image.squeeze(2))))
         mean = moments[:, : self.config.latent_channels]
-        return normalise(mean.unsqueeze(2).float())
+        return mean.unsqueeze(2).float()
 
 
 class StillEncoder(nn.Module):

@@ -74,7 +74,7 @@ def decode_tiles(
     overlap: int = OVERLAP,
     progress: Progress = silent,
 ) -> Iterator[Tensor]:
-    """[B, 48, T, H, W] normalised -> consecutive chunks [B, 3, f, 16H, 16W] about [-1, 1], as ``decode_windows`` gives.
+    """[B, 48, T, H, W] raw -> consecutive chunks [B, 3, f, 16H, 16W] about [-1, 1], as ``decode_windows`` gives.
 
     ``tile`` is (height, width) in latent pixels. One tile of one window is decoded at a time; of a chunk, its frames
     alone are held as a whole. ``progress`` counts tiles.

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from ..geometry import SPATIAL_STRIDE, TEMPORAL_STRIDE
 from ..progress import Progress, silent
-from .latent_statistics import denormalise
 from .shapes import count_blocks, dimension, foreign
 
 EXPECTED = "a TurboVAED decoder (keys 'decoder.conv_in.conv.weight', 'decoder.up_blocks.0.resnets.0.conv1.conv.weight')"
@@ -160,7 +159,7 @@ def plan_windows(length: int, first: int, step: int) -> list[Window]:
 
 
 class TurboDecoder(nn.Module):
-    """Normalised video latents -> frames. ``decoder`` is the network, named as in the checkpoint."""
+    """Raw video latents of Wan2.2's VAE -> frames. ``decoder`` is the network, named as in the checkpoint."""
 
     def __init__(
         self,
@@ -175,7 +174,7 @@ class TurboDecoder(nn.Module):
         self.decoder = WindowDecoder(config, operations=operations, dtype=dtype, device=device)
 
     def decode_windows(self, latent: Tensor, progress: Progress = silent) -> Iterator[Tensor]:
-        """[B, 48, T, H, W] normalised -> consecutive chunks [B, 3, f, 16H, 16W] about [-1, 1], not clamped.
+        """[B, 48, T, H, W] raw -> consecutive chunks [B, 3, f, 16H, 16W] about [-1, 1], not clamped.
 
         The chunks have 4(T-1) + 1 frames together, in the latent's dtype. Only one window is in memory at a time, so
         a caller that writes or moves each chunk away can decode clips of any length.
@@ -186,14 +185,13 @@ class TurboDecoder(nn.Module):
             progress(done, len(plan))
 
     def forward(self, latent: Tensor) -> Tensor:
-        """[B, 48, T, H, W] normalised -> [B, 3, 4(T-1) + 1, 16H, 16W] about [-1, 1], not clamped."""
+        """[B, 48, T, H, W] raw -> [B, 3, 4(T-1) + 1, 16H, 16W] about [-1, 1], not clamped."""
         return torch.cat(list(self.decode_windows(latent)), dim=2)
 
     def decode_window(self, latent: Tensor, window: Window) -> Tensor:
-        """[B, 48, T, H, W] normalised -> the pictures of one window [B, 3, f, 16H, 16W]."""
+        """[B, 48, T, H, W] raw -> the pictures of one window [B, 3, f, 16H, 16W]."""
         frames = torch.arange(window.start, window.stop, device=latent.device).clamp_(max=latent.shape[2] - 1)
-        run = denormalise(latent.index_select(2, frames))
-        video = self.decoder(run, starts_clip=window.starts_clip)
+        video = self.decoder(latent.index_select(2, frames), starts_clip=window.starts_clip)
         return video[:, :, window.skip : video.shape[2] - window.drop]
 
 

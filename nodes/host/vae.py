@@ -20,7 +20,6 @@ from ...happyhorse_core.audio_vae.load import inspect_oobleck
 from ...happyhorse_core.audio_vae.model import Oobleck
 from ...happyhorse_core.audio_vae.resample import resample_fft
 from ...happyhorse_core.video_vae.image_encoder import WanImageEncoder
-from ...happyhorse_core.video_vae.latent_statistics import denormalise, normalise
 from ...happyhorse_core.video_vae.load import inspect_image_encoder, inspect_turbo_decoder
 from ...happyhorse_core.video_vae.tiling import OVERLAP, decode_tiles, fitting_tile, window_bytes
 from ...happyhorse_core.video_vae.turbo_decoder import TurboDecoder
@@ -59,7 +58,7 @@ class VideoAutoencoder(nn.Module):
 
     def decode(self, latent: Tensor, output_buffer: Tensor | None = None) -> Tensor | None:
         """Raw [B, 48, T, H, W] -> about [-1, 1], window by window into ``output_buffer`` where the host gives one."""
-        chunks = self.turbo.decode_windows(normalise(latent), progress=HostProgress())
+        chunks = self.turbo.decode_windows(latent, progress=HostProgress())
         if output_buffer is None:
             return torch.cat(list(chunks), dim=2)
         start = 0
@@ -88,7 +87,7 @@ class VideoAutoencoder(nn.Module):
         progress = HostProgress()
         for item, pixels in zip(latent.split(1), out.split(1), strict=True):
             start = 0
-            for chunk in decode_tiles(self.turbo, normalise(item), tile, overlap, progress):
+            for chunk in decode_tiles(self.turbo, item, tile, overlap, progress):
                 pixels[:, :, start : start + chunk.shape[2]].copy_(chunk)
                 start += chunk.shape[2]
         return out
@@ -109,7 +108,7 @@ class VideoAutoencoder(nn.Module):
         self.check_encoder("vae")
         if pixels.shape[2] != 1:
             raise ValueError(f"pixels: found {pixels.shape[2]} pictures, expected one: only first frames are encoded.")
-        return denormalise(self.still(pixels.to(device)))
+        return self.still(pixels.to(device))
 
 
 class AudioAutoencoder(nn.Module):
