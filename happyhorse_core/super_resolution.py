@@ -12,7 +12,6 @@ from .dit.roles import SR_540P, SR_1080P, Role
 from .errors import InputError
 from .geometry import SIZE_STEP, SPATIAL_STRIDE, snap_size
 from .progress import Progress, silent
-from .sampling.guidance import SR_SCALE, guide, sr_video_scale
 from .sampling.loop import Velocity, denoise
 from .sampling.schedule import flow_sigmas
 from .sampling.solver import UniPC
@@ -112,18 +111,6 @@ def _sides(shape: float, side: float) -> tuple[int, int]:
 
 def _nearest(pixels: float) -> int:
     return max(1, round(pixels / SIZE_STEP)) * SIZE_STEP
-
-
-def guided(positive: Velocity, negative: Velocity, scale: float = SR_SCALE) -> Velocity:
-    """Guidance of the picture, at most 2 for the first 13 latent frames. The sound is not stepped, so it needs none."""
-
-    def velocity(video: Tensor, audio: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-        wanted, heard = positive(video, audio, sigma)
-        unwanted, _ = negative(video, audio, sigma)
-        scales = sr_video_scale(video.shape[2], scale).to(wanted)
-        return guide(wanted, unwanted, scales), heard
-
-    return velocity
 
 
 def start(

@@ -1,4 +1,4 @@
-"""Clips that follow a given sound: the sound goes into the latent, is held there, and comes out as it was."""
+"""Clips that follow given audio: it goes into the latent, is held there, and comes out as it was."""
 
 import logging
 
@@ -9,19 +9,14 @@ from torch import Tensor
 
 from ..happyhorse_core import geometry
 from ..happyhorse_core.media.sound import soundtrack_from_array
-from ..happyhorse_core.video_vae.latent_statistics import denormalise
-from . import checks
-from .latent import CATEGORY, video_mask
+from .host import checks
+from .host.latents import ORIGINAL, streams_of, video_mask, with_length
 
 log = logging.getLogger("happyhorse")
 
-ORIGINAL = "happyhorse_audio"
-"""Key of a latent: ``waveform`` [1, C, N] and ``sample_rate`` of the sound that drives it, as they were given, and
-``latent`` [1, 64, A], what the sound was encoded to."""
-SAME = 0.02
-"""Two audio latents that differ by less than this part of the largest value are the same: some samplers leave noise."""
+CATEGORY = "HappyHorse/latent"
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
-"""Sample rates that the sound of an mp4 can have."""
+"""Sample rates that the audio of an mp4 can have."""
 
 
 class HappyHorseAudioToVideo(io.ComfyNode):
@@ -50,10 +45,10 @@ class HappyHorseAudioToVideo(io.ComfyNode):
 
     @classmethod
     def execute(cls, audio_vae: object, audio: dict, latent: dict) -> io.NodeOutput:
-        video, _ = checks.streams_of(latent)
+        video, _ = streams_of(latent)
         checks.check_audio_vae(audio_vae, "audio_vae")
-        waveform, sample_rate = checks.one_sound(audio, "audio")
-        encoded = encode_sound(audio_vae, waveform, sample_rate).to(video)
+        waveform, sample_rate = checks.one_audio(audio, "audio")
+        encoded = encode_audio(audio_vae, waveform, sample_rate).to(video)
         warn_of_formats(waveform, sample_rate)
         held = encoded.expand(video.shape[0], -1, -1).clone()
         longer, mask = with_length(video, video_mask(video, latent), geometry.latent_frames(encoded.shape[2]))
@@ -67,26 +62,26 @@ class HappyHorseAudioToVideo(io.ComfyNode):
         )
 
 
-def encode_sound(audio_vae: object, waveform: Tensor, sample_rate: int) -> Tensor:
-    """[C, N] at any rate -> [1, 64, A]. Raises ValueError for a sound too short or too long to make a clip of."""
+def encode_audio(audio_vae: object, waveform: Tensor, sample_rate: int) -> Tensor:
+    """[C, N] at any rate -> [1, 64, A]. Raises ValueError for audio too short or too long to make a clip of."""
     samples = waveform.shape[-1]
     if samples > geometry.MAX_SECONDS * sample_rate > 0:
         raise ValueError(
             f"audio: found {samples / sample_rate:.2f} s of sound, expected at most {geometry.MAX_SECONDS} s. Cut it "
             "with Trim Audio Duration, or make several clips."
         )
-    sound = soundtrack_from_array(waveform, sample_rate, name="the sound")
-    latents = -(-sound.shape[-1] // geometry.SAMPLES_PER_AUDIO_LATENT)
+    track = soundtrack_from_array(waveform, sample_rate, name="the sound")
+    latents = -(-track.shape[-1] // geometry.SAMPLES_PER_AUDIO_LATENT)
     if latents < geometry.MIN_FRAMES:
         raise ValueError(
             f"audio: found {latents} frames of sound ({samples / sample_rate:.2f} s), expected at least "
             f"{geometry.MIN_FRAMES} ({geometry.MIN_FRAMES / geometry.FRAME_RATE:.2f} s)."
         )
-    return audio_vae.encode(sound.movedim(1, -1))
+    return audio_vae.encode(track.movedim(1, -1))
 
 
 def warn_of_formats(waveform: Tensor, sample_rate: int) -> None:
-    """Says before the long work what would fail after it: the sound comes out as it went in, and mp4 can't hold all."""
+    """Says before the long work what would fail after it: the audio comes out as it went in, and mp4 can't hold all."""
     if sample_rate not in AAC_RATES:
         log.warning(
             "HappyHorse: the sound has %d Hz, which an mp4 can't hold, and it is given back as it is. Save the clip as "
@@ -98,32 +93,3 @@ def warn_of_formats(waveform: Tensor, sample_rate: int) -> None:
             "HappyHorse: the sound has %d channels and is given back as it is; Save Video takes 1, 2 or 6.",
             waveform.shape[0],
         )
-
-
-def with_length(video: Tensor, mask: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-    """Raw [B, 48, T, H, W] and its mask [B, 1, T, H, W] cut, or filled up with frames to be made, to ``frames``.
-
-    Frames to be made are the mean of the latent space: what the sampler takes for zero.
-    """
-    kept = min(video.shape[2], frames)
-    longer = denormalise(video.new_zeros(*video.shape[:2], frames, *video.shape[3:]))
-    if torch.count_nonzero(video):
-        longer[:, :, :kept] = video[:, :, :kept]
-    longer_mask = mask.new_ones(*mask.shape[:2], frames, *mask.shape[3:])
-    longer_mask[:, :, :kept] = mask[:, :, :kept]
-    return longer, longer_mask
-
-
-def original_sound(latent: dict, audio: Tensor) -> dict | None:
-    """The AUDIO that drives the clip, if ``audio`` [B, 64, A] still is what it was encoded to.
-
-    Not if the sound was made anew, replaced by another or lengthened after it had been given.
-    """
-    given = latent.get(ORIGINAL)
-    if given is None or audio.shape[2] > given["latent"].shape[2]:
-        return None
-    encoded = given["latent"].to(audio)[..., : audio.shape[2]]
-    if (audio - encoded).abs().max() > SAME * encoded.abs().max():
-        return None
-    waveform = given["waveform"].expand(audio.shape[0], -1, -1)
-    return {"waveform": waveform, "sample_rate": given["sample_rate"]}

@@ -7,14 +7,16 @@ from comfy_api.latest import io
 
 from ..happyhorse_core.sampling import guidance
 from ..happyhorse_core.sampling.schedule import MAX_STEPS
-from . import checks
+from .host import checks
 from .host.diffusion import HappyHorseModel
 from .host.guider import TwoStreamGuider
+from .host.latents import as_pair
+from .host.sampling import sample_from_noise, seed_input
 from .host.solver import unipc_sampler
-from .sampling import CATEGORY, as_pair, sample_from_noise, seed_input
 
 log = logging.getLogger("happyhorse")
 
+CATEGORY = "HappyHorse/sampling"
 MODEL_TIP = "The base model from Load HappyHorse Model. The distilled one was made to run without guidance."
 POSITIVE_TIP = "The prompt from CLIP Text Encode: what the clip shall be."
 NEGATIVE_TIP = "What it shall not be, from HappyHorse Negative Prompt or CLIP Text Encode."

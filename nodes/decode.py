@@ -1,4 +1,4 @@
-"""From clean latents to pictures, sound and a video that holds both."""
+"""From clean latents to frames, audio and a video that holds both."""
 
 from fractions import Fraction
 
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..happyhorse_core import geometry
 from ..happyhorse_core.video_vae.tiling import OVERLAP
-from . import checks
-from .audio_driven import original_sound
+from .host import checks
+from .host.latents import original_audio, streams_of
 from .host.vae import decode_frames
 
 CATEGORY = "HappyHorse/decode"
@@ -64,11 +64,11 @@ class HappyHorseDecode(io.ComfyNode):
     def execute(
         cls, latent: dict, vae: object, audio_vae: object, tile_size: int = 0, overlap: int = PIXEL_OVERLAP
     ) -> io.NodeOutput:
-        video, audio = checks.streams_of(latent)
+        video, audio = streams_of(latent)
         checks.check_video_vae(vae, "vae")
         checks.check_audio_vae(audio_vae, "audio_vae")
         frames = decode_frames(vae, video, tile_size // geometry.SPATIAL_STRIDE, overlap // geometry.SPATIAL_STRIDE)
-        sound = original_sound(latent, audio) or decode_sound(audio_vae, audio)
+        sound = original_audio(latent, audio) or decode_audio(audio_vae, audio)
         sound = as_long_as(frames.shape[1], sound)
         clip = Types.VideoComponents(
             images=frames[0],
@@ -78,14 +78,14 @@ class HappyHorseDecode(io.ComfyNode):
         return io.NodeOutput(frames.flatten(0, 1), sound, InputImpl.VideoFromComponents(clip))
 
 
-def decode_sound(audio_vae: object, audio: Tensor) -> dict:
+def decode_audio(audio_vae: object, audio: Tensor) -> dict:
     """[B, 64, A] -> AUDIO at 44,100 Hz."""
     waveform = audio_vae.decode(audio).movedim(-1, 1).clamp(-1, 1)
     return {"waveform": waveform, "sample_rate": geometry.OUTPUT_SAMPLE_RATE}
 
 
-def as_long_as(pictures: int, sound: dict) -> dict:
-    """An AUDIO cut to the pictures, since it may come up to three frames longer, or filled up with silence."""
-    samples = geometry.samples_of_frames(pictures, sound["sample_rate"])
+def as_long_as(frames: int, sound: dict) -> dict:
+    """An AUDIO cut to the frames, since it may come up to three frames longer, or filled up with silence."""
+    samples = geometry.samples_of_frames(frames, sound["sample_rate"])
     waveform = sound["waveform"]
     return {**sound, "waveform": F.pad(waveform, (0, samples - waveform.shape[-1]))}

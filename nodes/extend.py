@@ -10,14 +10,14 @@ from torch import Tensor
 
 from ..happyhorse_core import extend, geometry
 from ..happyhorse_core.audio_vae.resample import resample_fft
-from . import checks
-from .audio_driven import ORIGINAL
-from .latent import CATEGORY, audio_mask, encode_picture, first_frame_mask, with_first_frame
+from .host import checks
+from .host.latents import ORIGINAL, audio_mask, encode_image, first_frame_mask, streams_of, with_first_frame
 
 log = logging.getLogger("happyhorse")
 
+CATEGORY = "HappyHorse/latent"
 APART = 0.1
-"""Mean difference, of 1, above which the pictures at a join can't be the same one."""
+"""Mean difference, of 1, above which the frames at a join can't be the same one."""
 
 
 class HappyHorseExtend(io.ComfyNode):
@@ -61,28 +61,29 @@ class HappyHorseExtend(io.ComfyNode):
     def execute(
         cls, video: Input.Video, vae: object, audio_vae: object, latent: dict, overlap: float = extend.OVERLAP_SECONDS
     ) -> io.NodeOutput:
-        frames, audio = checks.streams_of(latent)
-        checks.check_picture_encoder(vae, "vae")
+        video_latent, audio_latent = streams_of(latent)
+        checks.check_image_encoder(vae, "vae")
         checks.check_audio_vae(audio_vae, "audio_vae")
         clip = components(video, "video")
-        width, height = (side * geometry.SPATIAL_STRIDE for side in (frames.shape[4], frames.shape[3]))
+        height, width = (side * geometry.SPATIAL_STRIDE for side in video_latent.shape[3:])
         check_size(clip, width, height)
-        pictures = clip.images.shape[0]
+        frames = clip.images.shape[0]
         if clip.audio is None:
             log.warning("HappyHorse: the clip has no sound; the next one goes on from its last picture alone.")
             overlap = 1 / geometry.FRAME_RATE
-        shared = extend.overlap_frames(overlap, pictures, geometry.frames_of_latent(frames.shape[2]))
-        restart = clip.images[pictures - shared : pictures - shared + 1]
-        held = with_first_frame(frames, encode_picture(vae, restart, width, height).to(frames))
-        sound, sound_mask = audio.clone(), audio_mask(audio, latent)[:, :1].clone()
+        shared = extend.overlap_frames(overlap, frames, geometry.frames_of_latent(video_latent.shape[2]))
+        restart = clip.images[frames - shared : frames - shared + 1]
+        held_video = with_first_frame(video_latent, encode_image(vae, restart, width, height).to(video_latent))
+        held_audio, held_audio_mask = audio_latent.clone(), audio_mask(audio_latent, latent)[:, :1].clone()
         if clip.audio is not None:
-            waveform, sample_rate = checks.one_sound(clip.audio, "video")
-            stretch = extend.stretch_to_hold(waveform, sample_rate, pictures, shared)
-            sound[..., :shared] = stretch.held(audio_vae.encode(stretch.sound.movedim(1, -1))).to(sound)
-            sound_mask[..., :shared] = 0
+            waveform, sample_rate = checks.one_audio(clip.audio, "video")
+            stretch = extend.stretch_to_hold(waveform, sample_rate, frames, shared)
+            encoded = audio_vae.encode(stretch.sound.movedim(1, -1))
+            held_audio[..., :shared] = stretch.held(encoded).to(held_audio)
+            held_audio_mask[..., :shared] = 0
         out = {key: value for key, value in latent.items() if key != ORIGINAL}
-        out["samples"] = NestedTensor([held, sound])
-        out["noise_mask"] = NestedTensor([first_frame_mask(held, latent), sound_mask])
+        out["samples"] = NestedTensor([held_video, held_audio])
+        out["noise_mask"] = NestedTensor([first_frame_mask(held_video, latent), held_audio_mask])
         return io.NodeOutput(out, shared)
 
 
@@ -130,17 +131,17 @@ class HappyHorseJoinClips(io.ComfyNode):
     ) -> io.NodeOutput:
         clip, following = components(video, "video"), components(next_video, "next_video")
         check_size(clip, following.images.shape[2], following.images.shape[1], "next_video")
-        pictures = (clip.images.shape[0], following.images.shape[0])
-        extend.check_overlap(overlap, *pictures)
-        warn_if_apart(clip.images[pictures[0] - overlap], following.images[0])
+        frames = (clip.images.shape[0], following.images.shape[0])
+        extend.check_overlap(overlap, *frames)
+        warn_if_apart(clip.images[frames[0] - overlap], following.images[0])
         images = extend.join_pictures(clip.images, following.images, overlap)
-        audio = join_audio(clip.audio, following.audio, pictures, overlap, crossfade_ms)
+        audio = join_audio(clip.audio, following.audio, frames, overlap, crossfade_ms)
         joined = Types.VideoComponents(images=images, audio=audio, frame_rate=clip.frame_rate)
         return io.NodeOutput(InputImpl.VideoFromComponents(joined))
 
 
 def components(video: Input.Video, field: str) -> Types.VideoComponents:
-    """Pictures [P, H, W, 3] and sound of a VIDEO that has the model's frame rate."""
+    """Frames [F, H, W, 3] and audio of a VIDEO that has the model's frame rate."""
     found = video.get_components()
     if abs(found.frame_rate - geometry.FRAME_RATE) > 0.01:
         raise ValueError(
@@ -163,7 +164,7 @@ def check_size(clip: Types.VideoComponents, width: int, height: int, field: str 
 
 
 def warn_if_apart(last: Tensor, first: Tensor) -> None:
-    """Says so if the picture that the clips should share, [H, W, 3] from each, is not the same."""
+    """Says so if the frame that the clips should share, [H, W, 3] from each, is not the same."""
     difference = (last.float() - first.to(last.device).float()).abs().mean().item()
     if difference > APART:
         log.warning(
@@ -174,22 +175,22 @@ def warn_if_apart(last: Tensor, first: Tensor) -> None:
 
 
 def join_audio(
-    first: dict | None, second: dict | None, pictures: tuple[int, int], overlap: int, crossfade_ms: float
+    first: dict | None, second: dict | None, frames: tuple[int, int], overlap: int, crossfade_ms: float
 ) -> dict | None:
-    """The sounds of both clips as one AUDIO at the first one's rate; silence where only one clip has sound."""
+    """The audio of both clips as one AUDIO at the first one's rate; silence where only one clip has audio."""
     if first is None and second is None:
         return None
     given = (("video", first), ("next_video", second))
-    sounds = [None if audio is None else checks.one_sound(audio, field) for field, audio in given]
-    if None in sounds:
+    found = [None if audio is None else checks.one_audio(audio, field) for field, audio in given]
+    if None in found:
         log.warning("HappyHorse: one of the clips has no sound; the video is silent there.")
-    (before, rate), (after, other_rate) = (sound or (torch.zeros(1, 0), 0) for sound in sounds)
+    (before, rate), (after, other_rate) = (audio or (torch.zeros(1, 0), 0) for audio in found)
     rate = rate or other_rate
     if other_rate not in (0, rate):
         after = resample_fft(after, rate, other_rate)
     channels = max(before.shape[0], after.shape[0])
-    before, after = (as_channels(sound, channels) for sound in (before, after))
-    joined = extend.join_sound(before, after.to(before), rate, pictures, overlap, crossfade_ms)
+    before, after = (as_channels(waveform, channels) for waveform in (before, after))
+    joined = extend.join_sound(before, after.to(before), rate, frames, overlap, crossfade_ms)
     return {"waveform": joined[None], "sample_rate": rate}
 
 

@@ -1,18 +1,15 @@
-"""Latents to start from: empty ones, and ones whose first frame is a given picture."""
+"""Latents to start from: empty ones, and ones whose first frame is a given image."""
 
 import logging
 
 import comfy.model_management
-import comfy.utils
 import torch
 from comfy.nested_tensor import NestedTensor
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..happyhorse_core import geometry
-from ..happyhorse_core.media.image import fit_image
-from ..happyhorse_core.video_vae.latent_statistics import denormalise
-from . import checks
+from .host.latents import audio_mask, encode_image, first_frame_mask, streams_of, with_first_frame
 
 log = logging.getLogger("happyhorse")
 
@@ -111,62 +108,9 @@ class HappyHorseImageToVideo(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae: object, image: Tensor, latent: dict) -> io.NodeOutput:
-        video, audio = checks.streams_of(latent)
+        video, audio = streams_of(latent)
         stride = geometry.SPATIAL_STRIDE
-        still = encode_picture(vae, image, video.shape[4] * stride, video.shape[3] * stride).to(video)
-        held = with_first_frame(video, still)
+        first = encode_image(vae, image, video.shape[4] * stride, video.shape[3] * stride).to(video)
+        held = with_first_frame(video, first)
         masks = NestedTensor([first_frame_mask(held, latent), audio_mask(audio, latent)])
         return io.NodeOutput({**latent, "samples": NestedTensor([held, audio]), "noise_mask": masks})
-
-
-def encode_picture(vae: object, image: Tensor, width: int, height: int) -> Tensor:
-    """An IMAGE of one picture -> raw [1, 48, 1, height / 16, width / 16]: cut to the clip's shape, resized, encoded.
-
-    Raises ValueError that names the input ``vae`` or ``image``.
-    """
-    checks.check_picture_encoder(vae, "vae")
-    picture = fit_image(checks.one_picture(image, "image"), width, height)
-    return vae.encode((picture[:, :, 0].movedim(1, -1) + 1) / 2)
-
-
-def with_first_frame(video: Tensor, still: Tensor) -> Tensor:
-    """Raw [B, 48, T, H, W] with its first frame replaced by raw [1, 48, 1, H, W].
-
-    Frames that are still empty become the mean of the latent space: what the sampler takes for zero.
-    """
-    empty = torch.count_nonzero(video) == 0
-    held = denormalise(torch.zeros_like(video)) if empty else video.clone()
-    held[:, :, :1] = still
-    return held
-
-
-def first_frame_mask(video: Tensor, latent: dict) -> Tensor:
-    """[B, 1, T, H, W]: 0 on the first frame, elsewhere what the latent's own mask says, 1 without one."""
-    mask = video_mask(video, latent)
-    mask[:, :, :1] = 0
-    return mask
-
-
-def video_mask(video: Tensor, latent: dict) -> Tensor:
-    """[B, 1, T, H, W], a new tensor: what the latent's own mask says of the video, 1 without one."""
-    mask = torch.ones(video.shape[0], 1, *video.shape[2:], device=video.device, dtype=video.dtype)
-    given = _given_masks(latent)[0]
-    if given is None:
-        return mask
-    return comfy.utils.reshape_mask(given.to(mask), video.shape)[:, :1].expand_as(mask).clone()
-
-
-def audio_mask(audio: Tensor, latent: dict) -> Tensor:
-    """[B, 1, A]: what the latent's own mask says of the sound, 1 without one."""
-    given = _given_masks(latent)[1]
-    return torch.ones(audio.shape[0], 1, audio.shape[2], device=audio.device) if given is None else given
-
-
-def _given_masks(latent: dict) -> tuple[Tensor | None, Tensor | None]:
-    mask = latent.get("noise_mask")
-    if mask is None:
-        return None, None
-    if getattr(mask, "is_nested", False):
-        video, audio = mask.unbind()
-        return video, audio
-    return mask, None

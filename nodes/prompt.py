@@ -7,7 +7,7 @@ from server import PromptServer
 
 from ..happyhorse_core.negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from ..happyhorse_core.prompt import LANGUAGES, NO_SOUND, Line, build_prompt, count_words, length_warning
-from . import checks
+from .host import checks
 
 log = logging.getLogger("happyhorse")
 

@@ -1,30 +1,19 @@
-"""Sampling by the host's own code: the distilled model in one node, schedule and solver of the base model apart."""
+"""Sampling of the distilled model in one node; schedule and solver of the base model apart."""
 
 import logging
-from typing import Any
 
-import comfy.model_management
-import comfy.sample
-import comfy.samplers
-import comfy.utils
-import latent_preview
-import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..happyhorse_core.sampling.schedule import MAX_STEPS, SHIFT, flow_sigmas
-from . import checks
+from .host import checks
+from .host.latents import as_pair
+from .host.sampling import sample_distilled, seed_input
 from .host.solver import unipc_sampler
 
 log = logging.getLogger("happyhorse")
 
 CATEGORY = "HappyHorse/sampling"
-MAX_SEED = 0xFFFFFFFFFFFFFFFF
-
-
-def seed_input(tooltip: str) -> io.Int.Input:
-    """The seed of a sampling node, with the canvas's choice of what follows a run."""
-    return io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=True, tooltip=tooltip)
 
 
 class HappyHorseSampler(io.ComfyNode):
@@ -73,44 +62,6 @@ class HappyHorseSampler(io.ComfyNode):
             )
         latent = as_pair(model, latent)
         return io.NodeOutput({**latent, "samples": sample_distilled(model, positive, latent, seed, steps)})
-
-
-def as_pair(model: ModelPatcher, latent: dict) -> dict:
-    """A latent that is certainly video and audio. Empty ones of other nodes are brought to it, as core samplers do."""
-    ratios = (latent.get("downscale_ratio_spacial"), latent.get("downscale_ratio_temporal"))
-    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], *ratios)
-    if not samples.is_nested and torch.count_nonzero(samples) == 0:
-        # ComfyUI 0.33.0 fits size and channels only; later versions ask the latent format for the rest themselves.
-        samples = model.get_model_object("latent_format").fix_empty_latent(samples)
-    fitted = {**latent, "samples": samples}
-    checks.streams_of(fitted)
-    return fitted
-
-
-def sample_distilled(model: ModelPatcher, positive: list, latent: dict, seed: int, steps: int) -> Any:
-    """The distilled model's loop on the host's sampler: its ``lcm`` is exactly that update. Returns clean streams."""
-    guider = comfy.samplers.CFGGuider(model)
-    guider.inner_set_conds({"positive": positive})
-    guider.set_cfg(1.0)
-    return sample_from_noise(guider, comfy.samplers.sampler_object("lcm"), latent, seed, steps)
-
-
-def sample_from_noise(guider: comfy.samplers.CFGGuider, sampler: Any, latent: dict, seed: int, steps: int) -> Any:
-    """Runs ``sampler`` over the whole schedule of the released models, from pure noise. Returns clean streams."""
-    sigmas = flow_sigmas(steps)
-    samples = latent["samples"]
-    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
-    # The host starts from sigma * noise; the model was trained to start from the noise itself.
-    return guider.sample(
-        noise / sigmas[0].item(),
-        samples,
-        sampler,
-        sigmas,
-        denoise_mask=latent.get("noise_mask"),
-        callback=latent_preview.prepare_callback(guider.model_patcher, steps),
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=seed,
-    ).to(comfy.model_management.intermediate_device())
 
 
 class HappyHorseSigmas(io.ComfyNode):

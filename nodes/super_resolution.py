@@ -2,7 +2,6 @@
 
 import logging
 
-import comfy.sample
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.nested_tensor import NestedTensor
@@ -12,14 +11,14 @@ from torch import Tensor
 from ..happyhorse_core import geometry, super_resolution
 from ..happyhorse_core.sampling.guidance import SR_SCALE
 from ..happyhorse_core.sampling.schedule import MAX_STEPS
-from ..happyhorse_core.video_vae.latent_statistics import denormalise, normalise
-from . import checks
-from .host.super_resolution import AUTO, LOCAL_CHOICES, guided_by_frame, refine, with_local_attention
-from .latent import audio_mask, encode_picture, with_first_frame
-from .sampling import CATEGORY, seed_input
+from .host import checks
+from .host.latents import audio_mask, encode_image, first_frame_is_held, fresh_mask, streams_of
+from .host.sampling import seed_input
+from .host.super_resolution import AUTO, LOCAL_CHOICES, guided_by_frame, refine, start_state, with_local_attention
 
 log = logging.getLogger("happyhorse")
 
+CATEGORY = "HappyHorse/sampling"
 SIZE_TIP = (
     "Pixels, floored to a multiple of 32, not below the clip's. 0: chosen. Both 0 gives what the model was trained "
     "for, 896 x 512 (540p) or 1920 x 1088 (1080p), or as many pixels in the clip's own shape."
@@ -114,15 +113,13 @@ class HappyHorseSuperResolution(io.ComfyNode):
     ) -> io.NodeOutput:
         video, audio = check_inputs(sr_model, latent, positive, negative, vae, image)
         size = choose_size(sr_model, video, width, height)
-        still = None if image is None else encode_picture(vae, image, *size)
+        first = None if image is None else encode_image(vae, image, *size)
         start, heard = start_state(video, audio, size, seed, latent.get("batch_index"))
-        model, texts = with_local_attention(sr_model, local_attention), {"positive": positive}
+        model, conditioning = with_local_attention(sr_model, local_attention), {"positive": positive}
         if negative is not None and cfg > 1:
-            model, texts = guided_by_frame(model, cfg), {**texts, "negative": negative}
-        held = denormalise(torch.zeros_like(start))
-        held = held if still is None else with_first_frame(held, still.to(held))
-        large = refine(model, texts, start, heard, held, still is not None, steps=steps, seed=seed)
-        return io.NodeOutput(enlarged(latent, large, audio, still is not None))
+            model, conditioning = guided_by_frame(model, cfg), {**conditioning, "negative": negative}
+        large = refine(model, conditioning, start, heard, first, steps=steps, seed=seed)
+        return io.NodeOutput(enlarged(latent, large, audio, first is not None))
 
 
 def check_inputs(
@@ -131,7 +128,7 @@ def check_inputs(
     """The clip's video and audio, once everything is known to fit."""
     inner = checks.check_model(sr_model, "sr_model")
     checks.check_enlarger(inner, "sr_model")
-    video, audio = checks.streams_of(latent)
+    video, audio = streams_of(latent)
     if torch.count_nonzero(video) == 0:
         raise ValueError("latent: found an empty clip, expected a sampled one: this node goes after a sampler.")
     checks.check_text(positive, inner, "positive")
@@ -147,15 +144,6 @@ def check_inputs(
     return video, audio
 
 
-def first_frame_is_held(latent: dict) -> bool:
-    """Whether the latent's noise mask keeps the first frame of the video, as image to video does."""
-    mask = latent.get("noise_mask")
-    if not getattr(mask, "is_nested", False):
-        return False
-    video_mask = mask.unbind()[0]
-    return video_mask.ndim == 5 and torch.count_nonzero(video_mask[:, :, :1]) == 0
-
-
 def choose_size(sr_model: ModelPatcher, video: Tensor, width: int, height: int) -> tuple[int, int]:
     """(width, height) in pixels; what is odd about it goes to the log."""
     role = sr_model.model.role
@@ -168,21 +156,9 @@ def choose_size(sr_model: ModelPatcher, video: Tensor, width: int, height: int) 
     return size
 
 
-def start_state(
-    video: Tensor, audio: Tensor, size: tuple[int, int], seed: int, batch_index: list[int] | None
-) -> tuple[Tensor, Tensor]:
-    """The normalised start of the steps at the target size and the sound as the model hears it, from a seed."""
-    width, height = (side // geometry.SPATIAL_STRIDE for side in size)
-    shapes = NestedTensor([video.new_empty(*video.shape[:3], height, width), audio])
-    noise_video, noise_audio = comfy.sample.prepare_noise(shapes, seed, batch_index).unbind()
-    return super_resolution.start(normalise(video), audio, size, noise_video, noise_audio)
-
-
 def enlarged(latent: dict, video: Tensor, audio: Tensor, first_is_held: bool) -> dict:
-    """``latent`` with the larger video and its own sound. Of a noise mask, the sound's part is kept."""
+    """``latent`` with the larger video and its own audio. Of a noise mask, the audio's part is kept."""
     out = {**latent, "samples": NestedTensor([video, audio])}
     if first_is_held or latent.get("noise_mask") is not None:
-        mask = torch.ones(video.shape[0], 1, *video.shape[2:], device=video.device)
-        mask[:, :, : int(first_is_held)] = 0
-        out["noise_mask"] = NestedTensor([mask, audio_mask(audio, latent)])
+        out["noise_mask"] = NestedTensor([fresh_mask(video, first_is_held), audio_mask(audio, latent)])
     return out

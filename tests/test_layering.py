@@ -128,6 +128,20 @@ def pack_imports_itself_by_name(source: Source) -> Iterator[str]:
             )
 
 
+def node_imports_a_node(source: Source) -> Iterator[str]:
+    """Floors are nodes, nodes/host, core: what two nodes need lies in the host part, which knows of no node."""
+    if not source.path.startswith("nodes/") or source.path == "nodes/__init__.py":
+        return
+    for node in ast.walk(source.tree):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        folder = [*source.path.split("/")[: -node.level], *filter(None, (node.module or "").split("."))]
+        for name in node.names:
+            found = [*folder, name.name]
+            if found[0] == "nodes" and found[1:2] != ["host"]:
+                yield place(source, node, f"imports {'.'.join(found)}: only nodes/__init__.py may import a node module")
+
+
 def imports_the_training(source: Source) -> Iterator[str]:
     """Only tests may: they judge clips as the evaluation does."""
     for node, module, _ in () if source.path.startswith(("training/", "tests/")) else imports(source):
@@ -214,6 +228,7 @@ RULES: list[Rule] = [
     core_imports_the_host,
     core_climbs_out,
     pack_imports_itself_by_name,
+    node_imports_a_node,
     imports_the_training,
     layer_made_outside_ops,
     prints,
@@ -249,6 +264,11 @@ def test_long_functions_that_are_allowed_exist_and_are_long():
         (core_climbs_out, "happyhorse_core/a.py", "from ..nodes import host"),
         (core_climbs_out, "happyhorse_core/dit/a.py", "from ... import nodes"),
         (pack_imports_itself_by_name, "nodes/a.py", "from happyhorse_core.dit import model"),
+        (node_imports_a_node, "nodes/a.py", "from .b import CATEGORY"),
+        (node_imports_a_node, "nodes/a.py", "def f():\n    from . import host, b"),
+        (node_imports_a_node, "nodes/a.py", "from ..nodes.b import CATEGORY"),
+        (node_imports_a_node, "nodes/host/a.py", "from ..b import CATEGORY"),
+        (node_imports_a_node, "nodes/host/a.py", "from ... import nodes"),
         (imports_the_training, "tools/a.py", "from training.world import draw"),
         (imports_the_training, "nodes/a.py", "from ..training import run"),
         (layer_made_outside_ops, "happyhorse_core/dit/a.py", "from torch import nn\nx = nn.Linear(1, 2)"),
@@ -284,6 +304,10 @@ def test_a_rule_finds_a_bad_example(rule, path, text):
         (core_imports_the_host, "happyhorse_core/a.py", "from . import nodes"),
         (core_climbs_out, "happyhorse_core/dit/a.py", "from ..ops import TorchOps"),
         (pack_imports_itself_by_name, "tests/a.py", "import happyhorse_core"),
+        (node_imports_a_node, "nodes/__init__.py", "from .a import HappyHorseDecode"),
+        (node_imports_a_node, "nodes/a.py", "from .host import checks\nfrom .host.vae import decode_frames"),
+        (node_imports_a_node, "nodes/a.py", "from ..happyhorse_core import geometry\nimport nodes"),
+        (node_imports_a_node, "nodes/host/a.py", "from . import ops\nfrom ...happyhorse_core.ops import TorchOps"),
         (imports_the_training, "tests/a.py", "from training.judge.clip import judge_clip"),
         (imports_the_training, "training/a.py", "from training.run import train"),
         (layer_made_outside_ops, "happyhorse_core/ops.py", "class Linear(nn.Linear): ..."),

@@ -31,22 +31,23 @@ class TwoStreamGuider(comfy.samplers.CFGGuider):
     ) -> Tensor:
         """The guided clean latent, packed as ``x`` is: [B, 1, N].
 
-        Patches of the host act as under its own guider. Those that get one scale only get the picture's; a
+        Patches of the host act as under its own guider. Those that get one scale only get the video's; a
         replacement of the formula is asked once for each stream.
         """
         options = model_options if model_options is not None else {}
-        video, audio = (self.cfg, self.cfg) if self.cfg is not None else self.scales.at(timestep.max().item())
-        if video != audio:
-            formula = by_stream(options.get(CFG_FUNCTION, plain), self._video_length(), video, audio)
+        scales = (self.cfg, self.cfg) if self.cfg is not None else self.scales.at(timestep.max().item())
+        video_scale, audio_scale = scales
+        if video_scale != audio_scale:
+            formula = by_stream(options.get(CFG_FUNCTION, plain), self._video_length(), video_scale, audio_scale)
             # The host leaves the negative prompt out where the scale that it knows of is 1.
             options = {**options, CFG_FUNCTION: formula, "disable_cfg1_optimization": True}
         positive, negative = self.conds["positive"], self.conds["negative"]
         return comfy.samplers.sampling_function(
-            self.inner_model, x, timestep, negative, positive, video, model_options=options, seed=seed
+            self.inner_model, x, timestep, negative, positive, video_scale, model_options=options, seed=seed
         )
 
     def _video_length(self) -> int:
-        """How many values of a packed latent are the picture's."""
+        """How many values of a packed latent are the video's."""
         return math.prod(self.inner_model.latent_shapes[0][1:])
 
 
@@ -60,12 +61,12 @@ def plain(args: dict[str, Any]) -> Tensor:
     return guidance.guide(args["cond"], args["uncond"], args["cond_scale"])
 
 
-def by_stream(formula: Formula, video_length: int, video: float, audio: float) -> Formula:
+def by_stream(formula: Formula, video_length: int, video_scale: float, audio_scale: float) -> Formula:
     """``formula`` with a scale for each of the two streams that are packed in its tensors."""
 
     def guide_both(args: dict[str, Any]) -> Tensor:
-        picture = formula({**args, "cond_scale": video})[..., :video_length]
-        sound = formula({**args, "cond_scale": audio})[..., video_length:]
-        return torch.cat([picture, sound], dim=-1)
+        video = formula({**args, "cond_scale": video_scale})[..., :video_length]
+        audio = formula({**args, "cond_scale": audio_scale})[..., video_length:]
+        return torch.cat([video, audio], dim=-1)
 
     return guide_both

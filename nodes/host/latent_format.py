@@ -1,4 +1,6 @@
-"""How ComfyUI sees our latents: Wan2.2's video latents with a sound stream beside them."""
+"""How ComfyUI sees our latents: Wan2.2's video latents with an audio stream beside them."""
+
+from collections.abc import Sequence
 
 import comfy.latent_formats
 import torch
@@ -7,9 +9,21 @@ from torch import Tensor
 
 from ...happyhorse_core import geometry
 
+VIDEO_LATENT = f"video [batch, {geometry.VIDEO_CHANNELS}, frames, height, width] with even height and width"
+AUDIO_LATENT = f"audio [batch, {geometry.AUDIO_CHANNELS}, length]"
+
+
+def is_pair(shapes: Sequence[Sequence[int]]) -> bool:
+    """Whether streams of these shapes are what the model takes: ``VIDEO_LATENT`` and ``AUDIO_LATENT``, none empty."""
+    if [len(shape) for shape in shapes] != [5, 3]:
+        return False
+    video, audio = shapes
+    channels = (video[1], audio[1]) == (geometry.VIDEO_CHANNELS, geometry.AUDIO_CHANNELS)
+    return channels and video[3] % 2 == 0 and video[4] % 2 == 0 and all(video) and all(audio)
+
 
 def middle_frame(x0: Tensor) -> Tensor:
-    """[B, 48, T, H, W] -> [B, 48, H, W]. In image to video the first frame is the given picture: nothing to preview."""
+    """[B, 48, T, H, W] -> [B, 48, H, W]. In image to video the first frame is given: nothing to preview."""
     return x0[:, :, x0.shape[2] // 2] if x0.ndim == 5 else x0
 
 

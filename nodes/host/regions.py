@@ -1,7 +1,7 @@
-"""Prompts for parts of the picture: masks on conditioning, brought to latents of two streams.
+"""Prompts for parts of the frame: masks on conditioning, brought to latents of two streams.
 
 The host packs both streams into one row of values before it looks at masks, which it then can't place. Here a mask is
-packed the same way: resized to the picture's latent, frames along time, and one everywhere on the sound.
+packed the same way: resized to the video latent, frames along time, and one everywhere on the audio.
 """
 
 import math
@@ -38,8 +38,8 @@ def _pack_mask(entry: dict[str, Any], shapes: Sequence[Sequence[int]]) -> None:
         )
     if entry.get("mask") is None:
         return
-    picture = comfy.utils.reshape_mask(entry["mask"].float(), (1, *shapes[0][1:])).reshape(1, -1)
-    sound = torch.ones(1, sum(math.prod(shape[1:]) for shape in shapes[1:]), device=picture.device)
-    entry["mask"] = torch.cat([picture, sound], dim=1)
+    video = comfy.utils.reshape_mask(entry["mask"].float(), (1, *shapes[0][1:])).reshape(1, -1)
+    audio = torch.ones(1, sum(math.prod(shape[1:]) for shape in shapes[1:]), device=video.device)
+    entry["mask"] = torch.cat([video, audio], dim=1)
     # Where the mask is drawn tight around its bounds the host would cut the latent: it weighs it here as well.
     entry["set_area_to_bounds"] = False

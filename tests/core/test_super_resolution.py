@@ -7,7 +7,8 @@ import torch
 
 from happyhorse_core.dit.roles import SR_540P, SR_1080P
 from happyhorse_core.errors import InputError
-from happyhorse_core.super_resolution import enlarge, guided, shape_warnings, start, target_size, upscale
+from happyhorse_core.sampling.guidance import sr_video_scale
+from happyhorse_core.super_resolution import enlarge, shape_warnings, start, target_size, upscale
 
 ROLES = (SR_540P, SR_1080P)
 
@@ -94,14 +95,8 @@ def test_start_is_mostly_signal_for_the_picture_and_mostly_noise_for_the_sound()
     torch.testing.assert_close(heard, torch.full_like(heard, 1.0))
 
 
-def test_guidance_is_lower_at_the_start_and_leaves_the_sound_alone():
-    one, two = torch.ones(1, 48, 15, 2, 2), torch.ones(1, 64, 57)
-    velocity = guided(lambda v, a, s: (2 * v, 5 * a), lambda v, a, s: (v, 7 * a))
-    video, audio = velocity(one, two, 0.5)
-    assert video[0, 0, :, 0, 0].tolist() == [3.0] * 13 + [4.5] * 2
-    assert torch.equal(audio, 5 * two)
-    low = guided(lambda v, a, s: (2 * v, a), lambda v, a, s: (v, a), scale=1.5)(one, two, 0.5)[0]
-    assert low.unique().tolist() == [2.5]
+def test_guidance_below_that_of_the_start_is_the_same_in_all_frames():
+    assert sr_video_scale(15, scale=1.5).flatten().tolist() == [1.5] * 15
 
 
 def test_steps_end_at_the_picture_that_the_model_predicts_and_hold_sound_and_first_frame():

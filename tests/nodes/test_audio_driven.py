@@ -12,7 +12,7 @@ from comfy_extras.nodes_video import CreateVideo
 from happyhorse_pack import nodes as pack
 from happyhorse_pack.happyhorse_core.media.sound import soundtrack_from_array
 from happyhorse_pack.happyhorse_core.video_vae.latent_statistics import normalise
-from happyhorse_pack.nodes.audio_driven import ORIGINAL
+from happyhorse_pack.nodes.host.latents import ORIGINAL
 
 
 def sound(seconds=0.52, rate=44100, channels=2, batch=1):

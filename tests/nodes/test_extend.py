@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import InputImpl, Types
 from happyhorse_pack import nodes as pack
 from happyhorse_pack.happyhorse_core.extend import stretch_to_hold
-from happyhorse_pack.nodes.audio_driven import ORIGINAL
+from happyhorse_pack.nodes.host.latents import ORIGINAL
 
 RATE = 44100
 

@@ -5,48 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..happyhorse_core import geometry
-from .host.diffusion import HappyHorseModel
-from .host.text_encoder import HostTextModel
-from .host.vae import AudioAutoencoder, VideoAutoencoder
-
-VIDEO_LATENT = f"video [batch, {geometry.VIDEO_CHANNELS}, frames, height, width] with even height and width"
-AUDIO_LATENT = f"audio [batch, {geometry.AUDIO_CHANNELS}, length]"
-
-
-def streams_of(latent: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """The video and the audio of a latent, or a ValueError that says what was found."""
-    samples = latent["samples"]
-    streams = list(samples.unbind()) if getattr(samples, "is_nested", False) else [samples]
-    found = " and ".join(str(list(stream.shape)) for stream in streams)
-    if len(streams) != 2 or not _is_video(streams[0]) or not _is_audio(streams[1]):
-        raise ValueError(
-            f"latent: found {found}, expected {VIDEO_LATENT} and {AUDIO_LATENT}. Use Empty HappyHorse Latent."
-        )
-    if streams[0].shape[0] != streams[1].shape[0]:
-        raise ValueError(f"latent: found {found}, expected the same batch in both. Join streams of equal batches.")
-    _check_sound_mask(latent.get("noise_mask"))
-    return streams[0], streams[1]
-
-
-def _is_video(stream: Tensor) -> bool:
-    fits = stream.ndim == 5 and stream.shape[1] == geometry.VIDEO_CHANNELS and stream.numel() > 0
-    return fits and stream.shape[3] % 2 == 0 and stream.shape[4] % 2 == 0
-
-
-def _is_audio(stream: Tensor) -> bool:
-    return stream.ndim == 3 and stream.shape[1] == geometry.AUDIO_CHANNELS and stream.numel() > 0
-
-
-def _check_sound_mask(mask: Any) -> None:
-    if not getattr(mask, "is_nested", False):
-        return
-    sound = mask.unbind()[1]
-    if sound.ndim != 3:
-        raise ValueError(
-            f"latent: found a noise mask of shape {list(sound.shape)} on the sound, expected [batch, 1, length]. Set "
-            "Latent Noise Mask is for pictures: to hold sound use HappyHorse Audio To Video."
-        )
+from ...happyhorse_core import geometry
+from .diffusion import HappyHorseModel
+from .text_encoder import HostTextModel
+from .vae import AudioAutoencoder, VideoAutoencoder
 
 
 def check_model(model: Any, field: str = "model") -> HappyHorseModel:
@@ -117,8 +79,8 @@ def check_video_vae(vae: Any, field: str) -> None:
         )
 
 
-def check_picture_encoder(vae: Any, field: str) -> None:
-    """Raises ValueError unless ``vae`` is for video and can encode a picture."""
+def check_image_encoder(vae: Any, field: str) -> None:
+    """Raises ValueError unless ``vae`` is for video and can encode an image."""
     check_video_vae(vae, field)
     inner = vae.first_stage_model
     if isinstance(inner, VideoAutoencoder):
@@ -126,7 +88,7 @@ def check_picture_encoder(vae: Any, field: str) -> None:
 
 
 def check_audio_vae(vae: Any, field: str) -> None:
-    """Raises ValueError unless ``vae`` is ours: another Oobleck would play the sound at the wrong speed."""
+    """Raises ValueError unless ``vae`` is ours: another Oobleck would play the audio at the wrong speed."""
     inner = vae.first_stage_model
     if isinstance(inner, VideoAutoencoder):
         raise ValueError(f"{field}: found a video VAE, expected an audio VAE. Swap the two wires.")
@@ -137,8 +99,8 @@ def check_audio_vae(vae: Any, field: str) -> None:
         )
 
 
-def one_picture(image: Tensor, field: str) -> Tensor:
-    """An IMAGE of one picture, [1, H, W, 1, 3 or 4] in [0, 1] -> [1, 3, H, W] in [-1, 1]; transparency to black."""
+def one_image(image: Tensor, field: str) -> Tensor:
+    """An IMAGE of one frame, [1, H, W, 1, 3 or 4] in [0, 1] -> [1, 3, H, W] in [-1, 1]; transparency to black."""
     if image.shape[0] != 1:
         raise ValueError(f"{field}: found {image.shape[0]} pictures, expected one. Pick one with Image From Batch.")
     if image.shape[-1] not in (1, 3, 4):
@@ -149,8 +111,8 @@ def one_picture(image: Tensor, field: str) -> Tensor:
     return pixels.expand(-1, -1, -1, 3).movedim(-1, 1).float() * 2 - 1
 
 
-def one_sound(audio: Any, field: str) -> tuple[Tensor, int]:
-    """An AUDIO of one sound -> its waveform [C, N] and its sample rate, both as they are."""
+def one_audio(audio: Any, field: str) -> tuple[Tensor, int]:
+    """An AUDIO of one item -> its waveform [C, N] and its sample rate, both as they are."""
     if audio is None:
         raise ValueError(f"{field}: found no sound. The video that it came from may have no sound track.")
     waveform = audio["waveform"]
