@@ -31,7 +31,7 @@ from .media.sound import load_sound
 from .memory import is_out_of_memory
 from .model_folder import find_models
 from .negative_prompt import DEFAULT_NEGATIVE_PROMPT
-from .pipeline import Machine, Request, Upscale, check_request, generate, target_shape
+from .pipeline import Machine, Request, Upscale, generate, target_shape
 from .precision import usual_dtype
 from .progress import Progress
 from .sampling.guidance import RELEASED, Scales
@@ -281,7 +281,6 @@ def run_generate(args: argparse.Namespace) -> int:
     """Carries out ``generate``."""
     machine = _machine(args)
     request = _request(args)
-    check_request(request)
     _warn_of_target(request)
     chosen = {part: getattr(args, part) for part in PARTS if getattr(args, part) is not None}
     files = find_models(

@@ -15,8 +15,9 @@ from . import __version__, super_resolution
 from .audio_vae.decode import decode_soundtrack
 from .audio_vae.encode import encode_soundtrack
 from .audio_vae.load import load_oobleck
+from .audio_vae.model import Oobleck
 from .audio_vae.resample import resample_fft
-from .dit.load import TransformerFile, inspect_transformer, load_transformer, loaded_bytes
+from .dit.load import TransformerFile, examine_transformer, load_transformer, loaded_bytes
 from .dit.parallel import check_ranks
 from .dit.ranks import transformer_on
 from .dit.roles import ASSUMED, BASE, DISTILLED, Role
@@ -35,6 +36,7 @@ from .text.load import load_text_encoder
 from .video_vae.latent_statistics import denormalise, normalise
 from .video_vae.load import load_image_encoder, load_turbo_decoder
 from .video_vae.tiling import decode_tiles, fitting_tile, window_bytes
+from .weights.source import open_source
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +64,10 @@ class Upscale:
 
 @dataclass(frozen=True)
 class Request:
-    """What to make. ``image`` is [1, 3, H, W] in [-1, 1]; ``sound`` is [1, 2, N] at 51,200 Hz and sets the length."""
+    """What to make. ``image`` is [1, 3, H, W] in [-1, 1]; ``sound`` is [1, 2, N] at 51,200 Hz and sets the length.
+
+    Raises InputError for what no model can carry out.
+    """
 
     prompt: str
     shape: ClipShape
@@ -74,6 +79,20 @@ class Request:
     image: Tensor | None = None
     sound: Tensor | None = None
     upscale: Upscale | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise InputError("prompt: found nothing, expected a description of the clip.")
+        if not 0 <= self.seed < 2**64:
+            raise InputError(f"seed: found {self.seed}, expected 0 to 2^64 - 1.")
+        if self.role not in (BASE, DISTILLED):
+            raise InputError(f"model: found {self.role.name}, expected {BASE.name} or {DISTILLED.name}.")
+        scales = self.guidance.early, self.guidance.late, self.guidance.audio
+        if not all(0 <= scale <= MAX_SCALE for scale in scales):
+            found = ",".join(f"{scale:g}" for scale in scales)
+            raise InputError(f"guidance: found {found}, expected each to be 0 to {MAX_SCALE:g}.")
+        flow_sigmas(self.steps)
+        target_shape(self.shape, self.upscale)
 
 
 @dataclass(frozen=True)
@@ -95,23 +114,6 @@ class Machine:
         return self.device, *self.others
 
 
-def check_request(request: Request) -> None:
-    """Raises InputError for a request that no model can carry out."""
-    if not request.prompt.strip():
-        raise InputError("prompt: found nothing, expected a description of the clip.")
-    if not 0 <= request.seed < 2**64:
-        raise InputError(f"seed: found {request.seed}, expected 0 to 2^64 - 1.")
-    if request.role not in (BASE, DISTILLED):
-        raise InputError(f"model: found {request.role.name}, expected {BASE.name} or {DISTILLED.name}.")
-    scales = request.guidance.early, request.guidance.late, request.guidance.audio
-    if not all(0 <= scale <= MAX_SCALE for scale in scales):
-        found = ",".join(f"{scale:g}" for scale in scales)
-        raise InputError(f"guidance: found {found}, expected each to be 0 to {MAX_SCALE:g}.")
-    flow_sigmas(request.steps)
-    if request.upscale is not None:
-        target_shape(request.shape, request.upscale)
-
-
 def target_shape(shape: ClipShape, upscale: Upscale | None) -> ClipShape:
     """The finished clip's shape. Raises InputError for a size that super-resolution can't make of ``shape``."""
     if upscale is None:
@@ -128,36 +130,212 @@ def generate(
 
     Raises HappyHorseError for what the user can mend. ``output`` is written whole or not at all.
     """
-    check_request(request)
-    file = _inspect(files.transformer, request.role)
-    sr_file = None if request.upscale is None else _inspect(files.sr_transformer, request.upscale.role)
-    sound_latent = _encode_sound(request.sound, files, machine, report)
-    first = _shape_of(request.shape, sound_latent)
-    shape = target_shape(first, request.upscale)
-    _check_machine(file, first, machine)
-    if sr_file is not None:
-        _check_machine(sr_file, shape, machine)
-    with Mp4Writer(
-        output,
-        shape.width,
-        shape.height,
-        fps=FRAME_RATE,
-        sample_rate=OUTPUT_SAMPLE_RATE,
-        metadata={"comment": json.dumps(_settings(request, first, shape, files), ensure_ascii=False)},
-    ) as writer:
-        prompts = _encode_prompts(request, files, machine, report)
-        stills = _encode_image(request.image, (first, shape), files, machine, report)
-        video, audio = _sample(request, first, file, prompts, stills[0], sound_latent, machine, report)
-        if sr_file is not None:
-            video = _enlarge(request, shape, sr_file, prompts[0], stills[1], video, audio, machine, report)
-        writer.add_sound(_decode_sound(request.sound, audio, files, machine, report).numpy())
-        for frames in _decode_video(video, files, machine, report):
-            writer.add_frames(frames.numpy())
-    return shape
+    return Pipeline(files, machine, report).run(request, output)
 
 
-def _inspect(path: Path, wanted: Role) -> TransformerFile:
-    file = inspect_transformer(path)
+@dataclass(frozen=True)
+class Pipeline:
+    """The stages over one set of files on one machine. Each loads its model, and lets go of it when it ends."""
+
+    files: ModelFiles
+    machine: Machine
+    report: Report = no_report
+
+    def run(self, request: Request, output: Path) -> ClipShape:
+        """All stages in turn; see ``generate``."""
+        transformer = inspect_as(self.files.transformer, request.role)
+        enlarger = None if request.upscale is None else inspect_as(self.files.sr_transformer, request.upscale.role)
+        held = self.encode_sound(request.sound)
+        first = _shape_of(request.shape, held)
+        shape = target_shape(first, request.upscale)
+        self.check_memory(transformer, first)
+        if enlarger is not None:
+            self.check_memory(enlarger, shape)
+        settings = json.dumps(_settings(request, first, shape, self.files), ensure_ascii=False)
+        with Mp4Writer(
+            output,
+            shape.width,
+            shape.height,
+            fps=FRAME_RATE,
+            sample_rate=OUTPUT_SAMPLE_RATE,
+            metadata={"comment": settings},
+        ) as writer:
+            prompts = self.encode_prompts(request)
+            stills = self.encode_image(request.image, (first, shape))
+            video, audio = self.sample(request, first, transformer, prompts, stills[0], held)
+            if enlarger is not None:
+                video = self.enlarge(request, shape, enlarger, prompts[0], stills[1], video, audio)
+            writer.add_sound(self.decode_sound(request.sound, audio).numpy())
+            for frames in self.decode_video(video):
+                writer.add_frames(frames.numpy())
+        return shape
+
+    def check_memory(self, file: TransformerFile, shape: ClipShape) -> None:
+        """Raises an error where the machine can't hold the transformer and a clip of ``shape``."""
+        machine = self.machine
+        check_ranks(file.config, len(machine.devices))
+        _, t, h, w = shape.video_latent
+        tokens = (t * h * w // 4 + shape.frames) // len(machine.devices)
+        needed = loaded_bytes(file, machine.dtype) + activation_bytes(
+            tokens, file.config.hidden_size, machine.dtype.itemsize
+        )
+        dtype = str(machine.dtype).removeprefix("torch.")
+        what = f"{shape.pictures} frames of {shape.width} x {shape.height} with {file.source.path} in {dtype}"
+        for device, ranks in Counter(machine.devices).items():
+            require(ranks * needed, available_bytes(device), what)
+
+    def encode_sound(self, sound: Tensor | None) -> Tensor | None:
+        """[1, 2, N] at 51,200 Hz -> its latent [1, 64, A]. Raises InputError where it is too short for a clip."""
+        if sound is None:
+            return None
+        vae = self._audio_vae()
+        latent = encode_soundtrack(vae, sound.to(self.machine.device), progress=self.report("Encode sound", "window"))
+        if latent.shape[2] < MIN_FRAMES:
+            raise InputError(
+                f"audio: found {latent.shape[2]} frames of sound ({latent.shape[2] / FRAME_RATE:.2f} s), "
+                f"expected at least {MIN_FRAMES} ({MIN_FRAMES / FRAME_RATE:.2f} s)."
+            )
+        return latent
+
+    def encode_prompts(self, request: Request) -> list[Tensor]:
+        """Embeddings [1, L, hidden] of the prompt and, for the base model, of the negative prompt."""
+        texts = [request.prompt, request.negative_prompt] if request.role.guided else [request.prompt]
+        encoder = load_text_encoder(
+            self.files.text_encoder,
+            dtype=self.machine.dtype,
+            device=self.machine.device,
+            progress=self.report("Load text encoder", "B"),
+        )
+        return [encoder.encode_prompt(text, progress=self.report("Encode prompt", "layer")) for text in texts]
+
+    def encode_image(self, image: Tensor | None, shapes: Sequence[ClipShape]) -> list[Tensor | None]:
+        """The picture's normalised latent [1, 48, 1, h, w] at the size of each shape."""
+        if image is None:
+            return [None] * len(shapes)
+        machine = self.machine
+        encoder = load_image_encoder(
+            self.files.image_encoder,
+            dtype=machine.dtype,
+            device=machine.device,
+            progress=self.report("Load image encoder", "B"),
+        )
+        pictures = (fit_image(image, shape.width, shape.height) for shape in shapes)
+        return [normalise(encoder(pixels.to(machine.device, machine.dtype))) for pixels in pictures]
+
+    def sample(
+        self,
+        request: Request,
+        shape: ClipShape,
+        file: TransformerFile,
+        prompts: list[Tensor],
+        image_latent: Tensor | None,
+        sound_latent: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The clip's normalised latents: video [1, 48, T, h, w] and audio [1, 64, A], from noise of the seed."""
+        # On the CPU, so that a seed means the same clip whatever device computes it.
+        draw = seeded_noise(torch.Generator("cpu").manual_seed(request.seed))
+        video = draw(0, torch.empty(1, *shape.video_latent, device=self.machine.device))
+        audio = sound_latent
+        if audio is None:
+            audio = draw(0, torch.empty(1, *shape.audio_latent, device=self.machine.device))
+        sigmas = flow_sigmas(request.steps)
+
+        def solver() -> Solver:
+            return UniPC(sigmas) if request.role.guided else DistilledSolver(sigmas, draw)
+
+        with self._transformer(file, self.report("Load transformer", "B")) as velocity:
+            velocities = [velocity(text) for text in prompts]
+            return denoise(
+                guided(*velocities, request.guidance) if request.role.guided else velocities[0],
+                video,
+                audio,
+                sigmas,
+                solver(),
+                None if sound_latent is not None else solver(),
+                image_latent=image_latent,
+                progress=self.report("Denoise", "step"),
+            )
+
+    def enlarge(
+        self,
+        request: Request,
+        shape: ClipShape,
+        file: TransformerFile,
+        prompt: Tensor,
+        image_latent: Tensor | None,
+        video: Tensor,
+        audio: Tensor,
+    ) -> Tensor:
+        """The clip's video latent at the size of ``shape``. A seed gives the noise that it gives in ComfyUI."""
+        assert request.upscale is not None
+        draw = seeded_noise(torch.Generator("cpu").manual_seed(request.seed))
+        noise_video = draw(0, video.new_empty(1, *shape.video_latent))
+        start = super_resolution.start(video, audio, (shape.width, shape.height), noise_video, draw(0, audio))
+        with self._transformer(file, self.report("Load super-resolution", "B")) as velocity:
+            return super_resolution.upscale(
+                velocity(prompt),
+                *start,
+                steps=request.upscale.steps,
+                image_latent=image_latent,
+                progress=self.report("Enlarge", "step"),
+            )
+
+    def decode_sound(self, given: Tensor | None, audio: Tensor) -> Tensor:
+        """[2, samples] at 44,100 Hz. A given sound is returned as it came, never through the autoencoder."""
+        if given is not None:
+            return resample_fft(given)[0]
+        waveform = decode_soundtrack(self._audio_vae(), audio.float(), progress=self.report("Decode sound", "chunk"))
+        return resample_fft(waveform)[0].float().cpu()
+
+    def decode_video(self, video: Tensor) -> Iterator[Tensor]:
+        """A normalised latent -> uint8 [frames, H, W, 3] chunks in order."""
+        machine = self.machine
+        decoder = load_turbo_decoder(
+            self.files.video_decoder,
+            dtype=machine.dtype,
+            device=machine.device,
+            progress=self.report("Load video decoder", "B"),
+        )
+        height, width = video.shape[3:]
+        free = available_bytes(machine.device)
+        tile = (height, width)
+        if free is not None:
+            frames, itemsize = video.shape[2], machine.dtype.itemsize
+
+            def needed(rows: int, columns: int) -> int:
+                return window_bytes(decoder.config, rows, columns, frames, itemsize)
+
+            tile = fitting_tile(height, width, int(free * FREE_PART), needed)
+        raw = denormalise(video).to(machine.dtype)
+        for chunk in decode_tiles(decoder, raw, tile, progress=self.report("Decode video", "tile")):
+            yield to_bytes(chunk[0])
+
+    def _audio_vae(self) -> Oobleck:
+        progress = self.report("Load audio autoencoder", "B")
+        return load_oobleck(self.files.audio_vae, device=self.machine.device, progress=progress)
+
+    @contextmanager
+    def _transformer(self, file: TransformerFile, progress: Progress) -> Iterator[Callable[[Tensor], Velocity]]:
+        """Loads a transformer; what it gives makes the velocity for a prompt's embedding, while the block lasts."""
+        machine = self.machine
+        if machine.others:
+            machine.release()
+            with transformer_on(file, machine.devices, machine.dtype, progress) as ranks:
+                yield ranks.velocity
+            return
+        model = load_transformer(file, dtype=machine.dtype, device=machine.device, progress=progress)
+
+        def velocity(text: Tensor) -> Velocity:
+            text = text.to(machine.device)
+            return lambda video, audio, sigma: model(video, audio, text, compute_dtype=machine.dtype)
+
+        yield velocity
+
+
+def inspect_as(path: Path, wanted: Role) -> TransformerFile:
+    """A transformer's file in a role. Raises CheckpointError where the file is known to be for another job."""
+    source = open_source(path)
+    file = examine_transformer(source, path)
     known = file.role_origin != ASSUMED
     if known and file.role.is_super_resolution != wanted.is_super_resolution:
         does = "enlarges a finished clip" if file.role.is_super_resolution else "makes clips and can't enlarge them"
@@ -165,28 +343,13 @@ def _inspect(path: Path, wanted: Role) -> TransformerFile:
             f"{path}: this is the {file.role.name} model ({file.role_origin}), which {does}. "
             f"Expected the {wanted.name} model."
         )
-    if file.role is not wanted:
-        file = inspect_transformer(path, wanted.name)
-    return file
+    return file if file.role is wanted else examine_transformer(source, path, wanted.name)
 
 
 def _shape_of(shape: ClipShape, sound_latent: Tensor | None) -> ClipShape:
     if sound_latent is None:
         return shape
     return ClipShape(shape.width, shape.height, sound_latent.shape[2])
-
-
-def _check_machine(file: TransformerFile, shape: ClipShape, machine: Machine) -> None:
-    check_ranks(file.config, len(machine.devices))
-    _, t, h, w = shape.video_latent
-    tokens = (t * h * w // 4 + shape.frames) // len(machine.devices)
-    needed = loaded_bytes(file, machine.dtype) + activation_bytes(
-        tokens, file.config.hidden_size, machine.dtype.itemsize
-    )
-    dtype = str(machine.dtype).removeprefix("torch.")
-    what = f"{shape.pictures} frames of {shape.width} x {shape.height} with {file.source.path} in {dtype}"
-    for device, ranks in Counter(machine.devices).items():
-        require(ranks * needed, available_bytes(device), what)
 
 
 def _settings(request: Request, first: ClipShape, shape: ClipShape, files: ModelFiles) -> dict[str, str | int | float]:
@@ -212,156 +375,6 @@ def _settings(request: Request, first: ClipShape, shape: ClipShape, files: Model
         settings["super_resolution_steps"] = request.upscale.steps
         settings["enlarged_from"] = f"{first.width}x{first.height}"
     return settings
-
-
-def _encode_sound(sound: Tensor | None, files: ModelFiles, machine: Machine, report: Report) -> Tensor | None:
-    if sound is None:
-        return None
-    vae = load_oobleck(files.audio_vae, device=machine.device, progress=report("Load audio autoencoder", "B"))
-    latent = encode_soundtrack(vae, sound.to(machine.device), progress=report("Encode sound", "window"))
-    if latent.shape[2] < MIN_FRAMES:
-        raise InputError(
-            f"audio: found {latent.shape[2]} frames of sound ({latent.shape[2] / FRAME_RATE:.2f} s), "
-            f"expected at least {MIN_FRAMES} ({MIN_FRAMES / FRAME_RATE:.2f} s)."
-        )
-    return latent
-
-
-def _encode_prompts(request: Request, files: ModelFiles, machine: Machine, report: Report) -> list[Tensor]:
-    """Embeddings of the prompt and, for the base model, of the negative prompt."""
-    texts = [request.prompt, request.negative_prompt] if request.role.guided else [request.prompt]
-    encoder = load_text_encoder(
-        files.text_encoder,
-        dtype=machine.dtype,
-        device=machine.device,
-        progress=report("Load text encoder", "B"),
-    )
-    return [encoder.encode_prompt(text, progress=report("Encode prompt", "layer")) for text in texts]
-
-
-def _encode_image(
-    image: Tensor | None, shapes: Sequence[ClipShape], files: ModelFiles, machine: Machine, report: Report
-) -> list[Tensor | None]:
-    """The picture's latent at the size of each shape."""
-    if image is None:
-        return [None] * len(shapes)
-    encoder = load_image_encoder(
-        files.image_encoder,
-        dtype=machine.dtype,
-        device=machine.device,
-        progress=report("Load image encoder", "B"),
-    )
-    pictures = (fit_image(image, shape.width, shape.height) for shape in shapes)
-    return [normalise(encoder(pixels.to(machine.device, machine.dtype))) for pixels in pictures]
-
-
-def _sample(
-    request: Request,
-    shape: ClipShape,
-    file: TransformerFile,
-    prompts: list[Tensor],
-    image_latent: Tensor | None,
-    sound_latent: Tensor | None,
-    machine: Machine,
-    report: Report,
-) -> tuple[Tensor, Tensor]:
-    # On the CPU, so that a seed means the same clip whatever device computes it.
-    draw = seeded_noise(torch.Generator("cpu").manual_seed(request.seed))
-    video = draw(0, torch.empty(1, *shape.video_latent, device=machine.device))
-    audio = sound_latent
-    if audio is None:
-        audio = draw(0, torch.empty(1, *shape.audio_latent, device=machine.device))
-    sigmas = flow_sigmas(request.steps)
-
-    def solver() -> Solver:
-        return UniPC(sigmas) if request.role.guided else DistilledSolver(sigmas, draw)
-
-    with _transformer(file, machine, report("Load transformer", "B")) as velocity:
-        velocities = [velocity(text) for text in prompts]
-        return denoise(
-            guided(*velocities, request.guidance) if request.role.guided else velocities[0],
-            video,
-            audio,
-            sigmas,
-            solver(),
-            None if sound_latent is not None else solver(),
-            image_latent=image_latent,
-            progress=report("Denoise", "step"),
-        )
-
-
-@contextmanager
-def _transformer(file: TransformerFile, machine: Machine, progress: Progress) -> Iterator[Callable[[Tensor], Velocity]]:
-    """Loads a transformer; what it gives makes the velocity for a prompt's embedding, as long as the block lasts."""
-    if machine.others:
-        machine.release()
-        with transformer_on(file, machine.devices, machine.dtype, progress) as ranks:
-            yield ranks.velocity
-        return
-    model = load_transformer(file, dtype=machine.dtype, device=machine.device, progress=progress)
-
-    def velocity(text: Tensor) -> Velocity:
-        text = text.to(machine.device)
-        return lambda video, audio, sigma: model(video, audio, text, compute_dtype=machine.dtype)
-
-    yield velocity
-
-
-def _enlarge(
-    request: Request,
-    shape: ClipShape,
-    file: TransformerFile,
-    prompt: Tensor,
-    image_latent: Tensor | None,
-    video: Tensor,
-    audio: Tensor,
-    machine: Machine,
-    report: Report,
-) -> Tensor:
-    """The clip's video latent at the size of ``shape``. A seed gives the noise that it gives in ComfyUI."""
-    draw = seeded_noise(torch.Generator("cpu").manual_seed(request.seed))
-    noise_video = draw(0, video.new_empty(1, *shape.video_latent))
-    start = super_resolution.start(video, audio, (shape.width, shape.height), noise_video, draw(0, audio))
-    with _transformer(file, machine, report("Load super-resolution", "B")) as velocity:
-        return super_resolution.upscale(
-            velocity(prompt),
-            *start,
-            steps=request.upscale.steps,
-            image_latent=image_latent,
-            progress=report("Enlarge", "step"),
-        )
-
-
-def _decode_sound(given: Tensor | None, audio: Tensor, files: ModelFiles, machine: Machine, report: Report) -> Tensor:
-    """[2, samples] at 44,100 Hz. A given sound is returned as it came, never through the autoencoder."""
-    if given is not None:
-        return resample_fft(given)[0]
-    vae = load_oobleck(files.audio_vae, device=machine.device, progress=report("Load audio autoencoder", "B"))
-    waveform = decode_soundtrack(vae, audio.float(), progress=report("Decode sound", "chunk"))
-    return resample_fft(waveform)[0].float().cpu()
-
-
-def _decode_video(video: Tensor, files: ModelFiles, machine: Machine, report: Report) -> Iterator[Tensor]:
-    """uint8 [frames, H, W, 3] chunks in order."""
-    decoder = load_turbo_decoder(
-        files.video_decoder,
-        dtype=machine.dtype,
-        device=machine.device,
-        progress=report("Load video decoder", "B"),
-    )
-    height, width = video.shape[3:]
-    free = available_bytes(machine.device)
-    tile = (height, width)
-    if free is not None:
-        frames, itemsize = video.shape[2], machine.dtype.itemsize
-
-        def needed(rows: int, columns: int) -> int:
-            return window_bytes(decoder.config, rows, columns, frames, itemsize)
-
-        tile = fitting_tile(height, width, int(free * FREE_PART), needed)
-    raw = denormalise(video).to(machine.dtype)
-    for chunk in decode_tiles(decoder, raw, tile, progress=report("Decode video", "tile")):
-        yield to_bytes(chunk[0])
 
 
 def to_bytes(pixels: Tensor) -> Tensor:
