@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .errors import OutputError
 
-_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", None), errno.EFBIG)
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 _UNIQUE = 8
 """Characters that tell the unfinished files of one name apart."""
 
@@ -37,9 +37,10 @@ def written_whole(path: Path) -> Iterator[Path]:
 @contextmanager
 def writing(path: Path, *errors: type[Exception]) -> Iterator[None]:
     """Turns an OSError, or one of ``errors``, into an OutputError that names ``path``."""
+    refusals: tuple[type[Exception], ...] = (OSError, *errors)
     try:
         yield
-    except (OSError, *errors) as error:
+    except refusals as error:
         found, remedy = "writing failed", "Check the free space and the folder."
         if getattr(error, "errno", None) in _FULL:
             found, remedy = "there is no room for it", "Make room on the disk, or choose another."

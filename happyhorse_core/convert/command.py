@@ -43,8 +43,8 @@ def run_convert(args: argparse.Namespace, report: Report) -> str:
     """Carries out ``convert``; returns what was done. Raises HappyHorseError."""
     options = {name: getattr(args, name) for name in ("dtype", "role", "kind", "force")}
     done = convert(args.source, args.target, report=report, **options)
-    keys = [key for key in ("happyhorse.role", "happyhorse.dtype") if key in done.plan.metadata]
-    what = ", ".join([done.plan.kind, *map(done.plan.metadata.get, keys)])
+    told = [done.plan.metadata[key] for key in ("happyhorse.role", "happyhorse.dtype") if key in done.plan.metadata]
+    what = ", ".join([done.plan.kind, *told])
     return f"{done.path}: {what}, {len(done.plan.stored())} tensors, {gibibytes(done.size)}"
 
 

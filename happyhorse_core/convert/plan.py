@@ -123,6 +123,7 @@ def make_plan(contents: Contents, dtype: str | None) -> Plan:
 
 def _transformer(contents: Contents, dtype: str | None) -> _Parts:
     file = contents.transformer
+    assert file is not None, "set for this kind"
     layers = [name for name, target in contents.module.state_dict().items() if target.dtype != torch.float32]
     stacks = tuple(f"block.layers.{layer}." for layer in file.config.mm_layers)
     _refuse_quantised(contents.source, layers, dtype)

@@ -3,7 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,7 +33,7 @@ SOURCES_KEY = "happyhorse.sources"
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written: the plan, with its final metadata, and the file's size in bytes."""
+    """What was written: the plan, and the file's size in bytes."""
 
     path: Path
     plan: Plan
@@ -74,8 +74,7 @@ def convert(
             writer = _Writer(file, target, layout)
             _write(source, plan, writer, sources, report("converting", "B"))
             sources.finish()
-            plan = replace(plan, metadata={**plan.metadata, SOURCES_KEY: str(sources)})
-            writer.put_bytes(0, layout.header(plan.metadata))
+            writer.put_bytes(0, layout.header({**plan.metadata, SOURCES_KEY: str(sources)}))
         _check_target(target, force)  # a large conversion takes minutes, in which somebody may have written it
         _check_written(part, target)
     return Converted(target, plan, layout.size)
@@ -120,7 +119,7 @@ class _Writer:
 
     def put(self, name: str, numbers: Iterable[Tensor]) -> None:
         for block in numbers:
-            content = block.contiguous().flatten().view(torch.uint8).numpy()
+            content = block.contiguous().flatten().view(torch.uint8).numpy().data
             self.put_bytes(self._next[name], content)
             self._next[name] += len(content)
 

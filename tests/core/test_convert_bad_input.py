@@ -320,11 +320,13 @@ def test_a_disk_that_fills_up(source, small_disk):
     refused(OutputError, source, target, str(target), "no room", left=("filler",), report=on_first_progress(fill))
 
 
-def test_a_part_that_a_killed_process_left_is_used_up(source, target):
-    part_of(target).write_bytes(bytes(10_000_000))
-    convert(source, target)
-    assert [path.name for path in target.parent.iterdir()] == ["new.safetensors"]
-    assert target.stat().st_size < 2_000_000
+@pytest.mark.parametrize("name", ["new.safetensors", "new [1].safetensors"])
+def test_what_a_killed_process_left_is_deleted_and_nothing_else(source, target, name):
+    others = [part_of(target.with_name(other)) for other in ("new 1.safetensors", "new.safetensors.safetensors")]
+    for part in (part_of(target.with_name(name)), part_of(target.with_name(name)), *others):
+        part.write_bytes(bytes(10))
+    convert(source, target.with_name(name))
+    assert set(target.parent.iterdir()) == {target.with_name(name), *others}
 
 
 def test_a_dtype_that_the_format_has_no_name_for(models, tmp_path, target):

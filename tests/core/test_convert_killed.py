@@ -75,8 +75,12 @@ def forker(source: Path, target: Path) -> Iterator[Forker]:
 
 
 def test_killed_at_ten_random_moments(source, target, forker):
-    status, seconds = forker.run()
-    assert status == 0
+    runs = []
+    for _ in range(2):  # the first one is slower
+        target.unlink(missing_ok=True)
+        runs.append(forker.run())
+    assert [status for status, _ in runs] == [0, 0]
+    seconds = min(seconds for _, seconds in runs)
     whole, before = checksums(target), checksums(source)
     target.unlink()
     parts = 0
