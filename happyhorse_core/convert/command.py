@@ -13,7 +13,7 @@ CONVERT = """Writes weights as one safetensors file, for ComfyUI's nodes and for
 
 A transformer may be a folder of shards, a merged file, or a community file (float8 with scales, experts apart). Of the
 text encoder's folder the encoder and the tokenizer are kept, of Stable Audio Open the autoencoder. The source is never
-written to, and nothing stands under the new name until it is complete and was read again."""
+written to, and nothing stands under the new name until it is complete."""
 INSPECT = """Prints what weights are, by their content: kind, role, sizes, dtypes, quantisation, what is missing.
 Ends with status 1 where they can't be used."""
 DTYPE_HELP = f"""{BF16}: bfloat16, in which the layers compute anyway; {FP8}: float8, plainly rounded, half the size;
@@ -43,10 +43,9 @@ def run_convert(args: argparse.Namespace, report: Report) -> str:
     """Carries out ``convert``; returns what was done. Raises HappyHorseError."""
     options = {name: getattr(args, name) for name in ("dtype", "role", "kind", "force")}
     done = convert(args.source, args.target, report=report, **options)
-    what = ", ".join(
-        done.plan.metadata[key] for key in ("happyhorse.role", "happyhorse.dtype") if key in done.plan.metadata
-    )
-    return f"{done.path}: {done.plan.kind}, {what}, {len(done.plan.stored())} tensors, {gibibytes(done.size)}, verified"
+    told = [done.plan.metadata[key] for key in ("happyhorse.role", "happyhorse.dtype") if key in done.plan.metadata]
+    what = ", ".join([done.plan.kind, *told])
+    return f"{done.path}: {what}, {len(done.plan.stored())} tensors, {gibibytes(done.size)}"
 
 
 def run_inspect(args: argparse.Namespace) -> tuple[str, bool]:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..describe.kinds import AUDIO_VAE, IMAGE_ENCODER, TEXT_ENCODER, TRANSFORMER, VIDEO_DECODER, Contents
+from ..describe.kinds import TEXT_ENCODER, TRANSFORMER, Contents
 from ..dit.config import MODALITIES
 from ..dit.detect import LOCAL_METADATA_KEY, RECEPTIVE_FIELD_METADATA_KEY
 from ..dit.load import BANDS, TransformerFile
@@ -34,24 +34,16 @@ from ..dit.roles import ASSUMED, METADATA_KEY, ROLES
 from ..dit.rope import frequency_bands
 from ..errors import CheckpointError, InputError
 from ..text.encoder import PREFIXES as TEXT_PREFIXES
-from ..text.load import EMBEDDED_TOKENIZER, read_config, read_tokenizer
+from ..text.load import EMBEDDED_TOKENIZER, inspect_text_encoder, read_config
 from ..weights import nvfp4
 from ..weights.fill import check_module
 from ..weights.quantised import dequantised, packed_weights
 from ..weights.tensors import TensorEntry, TensorSource
 from .rounding import FLOAT8
 
-BF16, FP8, FP8_SCALED, NVFP4 = "bf16", "fp8", "fp8-scaled", "nvfp4"
-DTYPES = (BF16, FP8, FP8_SCALED, NVFP4)
-KIND_KEY, DTYPE_KEY, CONVERTER_KEY, SOURCES_KEY = (
-    "happyhorse.kind",
-    "happyhorse.dtype",
-    "happyhorse.converter",
-    "happyhorse.sources",
-)
+BF16, FP8, FP8_SCALED, NVFP4 = DTYPES = ("bf16", "fp8", "fp8-scaled", "nvfp4")
 FLOAT8_FORMAT = "float8_e4m3fn"
 """What ComfyUI's note calls scaled float8."""
-_FLOAT8_KINDS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 
 
 def note(format: str) -> bytes:
@@ -105,6 +97,10 @@ class Plan:
         return {name: kind for planned in self.tensors for name, kind in planned.stored().items()}
 
 
+_Parts = tuple[list[Planned], dict[str, str], tuple[Path, ...]]
+"""Of one kind: its tensors, its own metadata, and the files that are read beside those of the weights."""
+
+
 def make_plan(contents: Contents, dtype: str | None) -> Plan:
     """Decides what is written. ``dtype`` is one of DTYPES; None is bf16, and for the autoencoders no change.
 
@@ -113,32 +109,32 @@ def make_plan(contents: Contents, dtype: str | None) -> Plan:
     """
     loadable = contents.as_loaded(dequantised(contents.source, contents.module))
     check_module(contents.module, loadable, ignore=contents.ignore)
-    plan = _PLANNERS[contents.kind](contents, dtype)
+    tensors, own, others = _PLANNERS.get(contents.kind, _autoencoder)(contents, dtype)
     metadata = {
+        **own,
         "format": "pt",
-        KIND_KEY: contents.kind,
-        DTYPE_KEY: dtype or (BF16 if contents.kind in (TRANSFORMER, TEXT_ENCODER) else "unchanged"),
-        CONVERTER_KEY: f"happyhorse_core {__version__}",
+        "happyhorse.kind": contents.kind,
+        "happyhorse.dtype": dtype or (BF16 if contents.kind in _PLANNERS else "unchanged"),
+        "happyhorse.converter": f"happyhorse_core {__version__}",
     }
-    files = {entry.file: None for entry in contents.opened.entries.values()} | dict.fromkeys(plan.files)
-    return replace(plan, metadata={**plan.metadata, **metadata}, files=tuple(files))
+    files = dict.fromkeys([*(entry.file for entry in contents.opened.entries.values()), *others])
+    return Plan(contents.kind, tuple(tensors), metadata, tuple(files))
 
 
-def _transformer(contents: Contents, dtype: str | None) -> Plan:
+def _transformer(contents: Contents, dtype: str | None) -> _Parts:
     file = contents.transformer
-    targets = contents.module.state_dict()
-    layers = [name for name, target in targets.items() if target.dtype != torch.float32]
-    if dtype in (FP8, FP8_SCALED, NVFP4):
-        _refuse_quantised(contents.source, layers)
+    assert file is not None, "set for this kind"
+    layers = [name for name, target in contents.module.state_dict().items() if target.dtype != torch.float32]
+    stacks = tuple(f"block.layers.{layer}." for layer in file.config.mm_layers)
+    _refuse_quantised(contents.source, layers, dtype)
     source = _with_exact_bands(dequantised(contents.source, contents.module), file.config.rope_bands)
-    tensors = []
-    for name, entry in source.entries.items():
-        if targets[name].dtype == torch.float32:
-            tensors.append(Planned(name, entry, torch.float32))
-        else:
-            stacked = any(name.startswith(f"block.layers.{layer}.") for layer in file.config.mm_layers)
-            tensors.append(_layer(name, entry, dtype, MODALITIES if stacked else 1))
-    return Plan(TRANSFORMER, tuple(tensors), _role_metadata(file), ())
+    tensors = [
+        _layer(name, entry, dtype, MODALITIES if name.startswith(stacks) else 1)
+        if name in layers
+        else Planned(name, entry, torch.float32)
+        for name, entry in source.entries.items()
+    ]
+    return tensors, _role_metadata(file), ()
 
 
 def _with_exact_bands(source: TensorSource, count: int) -> TensorSource:
@@ -150,7 +146,7 @@ def _with_exact_bands(source: TensorSource, count: int) -> TensorSource:
     return source.with_entries({**source.entries, BANDS: exact})
 
 
-def _layer(name: str, entry: TensorEntry, dtype: str | None, experts: int) -> Planned:
+def _layer(name: str, entry: TensorEntry, dtype: str | None, experts: int = 1) -> Planned:
     if dtype == NVFP4:
         return Planned(name, entry, torch.uint8, nvfp4.FORMAT)
     if dtype == FP8_SCALED:
@@ -158,10 +154,10 @@ def _layer(name: str, entry: TensorEntry, dtype: str | None, experts: int) -> Pl
     return Planned(name, entry, FLOAT8 if dtype == FP8 else torch.bfloat16)
 
 
-def _refuse_quantised(source: TensorSource, layers: list[str]) -> None:
+def _refuse_quantised(source: TensorSource, layers: list[str], dtype: str | None) -> None:
     packed = set(packed_weights(source))
-    already = [name for name in layers if name in packed or source.dtypes[name] in _FLOAT8_KINDS]
-    if already:
+    already = [name for name in layers if source.dtypes[name].itemsize == 1]
+    if already and dtype not in (None, BF16):
         found = nvfp4.FORMAT if already[0] in packed else source.dtypes[already[0]]
         raise CheckpointError(
             f"{source.path}: {len(already)} of {len(layers)} weights are {found} already, first {already[0]}; rounding "
@@ -182,49 +178,39 @@ def _role_metadata(file: TransformerFile) -> dict[str, str]:
     }
 
 
-def _text_encoder(contents: Contents, dtype: str | None) -> Plan:
+def _text_encoder(contents: Contents, dtype: str | None) -> _Parts:
     """Matrices of the layers are converted; the word embeddings and the norms stay bfloat16, as released."""
-    layers = [name for name in contents.module.state_dict() if name.endswith("_proj.weight")]
-    if dtype in (FP8, FP8_SCALED, NVFP4):
-        _refuse_quantised(contents.source, layers)
-    path, prefix = contents.path, TEXT_PREFIXES[0]
-    source = dequantised(contents.source, contents.module)
-    tensors = [
-        _layer(prefix + name, source.entries[name], dtype, 1)
-        if name in layers
-        else Planned(prefix + name, source.entries[name], torch.bfloat16)
-        for name in source.names
-        if name in contents.module.state_dict()
-    ]
-    tokenizer, files = _tokenizer(contents)
-    config = read_config(path, contents.opened.metadata)
-    metadata = {} if config is None else {"config": json.dumps(config)}
-    return Plan(TEXT_ENCODER, (*tensors, tokenizer), metadata, files)
-
-
-def _tokenizer(contents: Contents) -> tuple[Planned, tuple[Path, ...]]:
-    """The bytes of tokenizer.json as a tensor, once they were seen to be one."""
     path, opened = contents.path, contents.opened
-    tokenizer = read_tokenizer(path, opened)
-    if tokenizer.vocab_size > contents.config.vocab_size:
-        raise CheckpointError(
-            f"{path}: the tokenizer knows {tokenizer.vocab_size} pieces, the encoder {contents.config.vocab_size}. "
-            "Use the tokenizer.json that was published with the encoder."
-        )
+    names = contents.module.state_dict()
+    layers = [name for name in names if name.endswith("_proj.weight")]
+    _refuse_quantised(contents.source, layers, dtype)
+    inspect_text_encoder(path).source.close()  # raises where the tokenizer is missing or of another model
+    tensors = [
+        _layer(TEXT_PREFIXES[0] + name, entry, dtype if name in layers else BF16)
+        for name, entry in dequantised(contents.source, contents.module).entries.items()
+        if name in names
+    ]
+    config = read_config(path, opened.metadata)
+    metadata = {} if config is None else {"config": json.dumps(config)}
     if EMBEDDED_TOKENIZER in opened:
-        return Planned(EMBEDDED_TOKENIZER, opened.entries[EMBEDDED_TOKENIZER], torch.uint8), ()
-    file = (path if path.is_dir() else path.parent) / "tokenizer.json"
+        return [*tensors, Planned(EMBEDDED_TOKENIZER, opened.entries[EMBEDDED_TOKENIZER], torch.uint8)], metadata, ()
+    folder = path if path.is_dir() else path.parent
+    tokenizer, config_file = folder / "tokenizer.json", folder / "config.json"
+    tensors.append(Planned(EMBEDDED_TOKENIZER, _bytes_of(tokenizer), torch.uint8))
+    reads_config = "config" not in opened.metadata and config_file.is_file()
+    return tensors, metadata, (tokenizer, config_file) if reads_config else (tokenizer,)
+
+
+def _bytes_of(file: Path) -> TensorEntry:
+    """A whole file as a tensor."""
 
     def read() -> Tensor:
         return torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
 
-    entry = TensorEntry(file, (file.stat().st_size,), torch.uint8, read)
-    config = file.with_name("config.json")
-    files = (file, config) if "config" not in opened.metadata and config.is_file() else (file,)
-    return Planned(EMBEDDED_TOKENIZER, entry, torch.uint8), files
+    return TensorEntry(file, (file.stat().st_size,), torch.uint8, read)
 
 
-def _autoencoder(contents: Contents, dtype: str | None) -> Plan:
+def _autoencoder(contents: Contents, dtype: str | None) -> _Parts:
     """The tensors under the names in which ComfyUI's own VAE loader knows them too.
 
     Of Wan2.2's autoencoder everything is kept, though a first frame needs but its encoder: ComfyUI's loader wants the
@@ -234,18 +220,16 @@ def _autoencoder(contents: Contents, dtype: str | None) -> Plan:
         raise InputError(
             f"--dtype: found {dtype}; an autoencoder ({contents.kind}) is written in {BF16}, or unchanged without it."
         )
-    keep = contents.source.metadata.get("config")
-    tensors = tuple(
-        Planned(name, entry, torch.bfloat16 if dtype == BF16 and entry.dtype.is_floating_point else entry.dtype)
+    config = contents.source.metadata.get("config")
+    tensors = [
+        Planned(name, entry, torch.bfloat16 if dtype and entry.dtype.is_floating_point else entry.dtype)
         for name, entry in dequantised(contents.source).entries.items()
-    )
-    return Plan(contents.kind, tensors, {} if keep is None else {"config": keep}, ())
+    ]
+    return tensors, {} if config is None else {"config": config}, ()
 
 
-_PLANNERS: Mapping[str, Callable[[Contents, str | None], Plan]] = {
+_PLANNERS: Mapping[str, Callable[[Contents, str | None], _Parts]] = {
     TRANSFORMER: _transformer,
     TEXT_ENCODER: _text_encoder,
-    VIDEO_DECODER: _autoencoder,
-    IMAGE_ENCODER: _autoencoder,
-    AUDIO_VAE: _autoencoder,
 }
+"""All other kinds are autoencoders."""

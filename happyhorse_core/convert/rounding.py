@@ -25,15 +25,10 @@ def blocks(tensor: Tensor) -> Iterator[Tensor]:
 
 def largest(tensor: Tensor) -> float:
     """The largest magnitude in a tensor of floating-point numbers; infinite where a number is, or is none."""
-    most = 0.0
-    for block in blocks(tensor):
-        if not block.numel():
-            continue
-        low, high = (float(bound) for bound in torch.aminmax(block.float() if block.dtype.itemsize < 2 else block))
-        if not (math.isfinite(low) and math.isfinite(high)):
-            return math.inf
-        most = max(most, -low, high)
-    return most
+    found = [0.0]
+    for block in filter(Tensor.numel, blocks(tensor)):
+        found += map(float, torch.aminmax(block.float() if block.dtype.itemsize < 2 else block))
+    return max(map(abs, found)) if all(map(math.isfinite, found)) else math.inf
 
 
 def scale_for(magnitude: float, most: float = torch.finfo(FLOAT8).max) -> float:

@@ -1,15 +1,16 @@
-"""A conversion from beginning to end: look, plan, write, read again, put in place."""
+"""A conversion from beginning to end: look, plan, write, put in place."""
 
-import hashlib
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
+from ..atomic import remove_left_over, writing, written_whole
 from ..describe.kinds import AUTO, open_kind
 from ..describe.report import gibibytes
 from ..errors import CheckpointError, InputError, OutputError
@@ -17,23 +18,22 @@ from ..progress import Progress, silent
 from ..weights import nvfp4
 from ..weights.files import some
 from ..weights.safetensors_file import SafetensorsFile
-from .layout import Layout, lay_out
-from .part_file import PartFile, part_of
-from .plan import BF16, FP8_SCALED, SOURCES_KEY, Plan, Planned, make_plan, note
+from .layout import Layout
+from .plan import BF16, FP8_SCALED, Plan, Planned, make_plan, note
 from .rounding import largest, rounded, row_scales, scale_for
-from .source_files import SourceFiles
+from .sources import Sources
 
 Report = Callable[[str, str], Progress]
 """Called with the name and the unit of a stage as it begins; returns who listens to its progress."""
-CHUNK = 2**22
 MANY = 40
 """Names that an error lists."""
 SUFFIX = ".safetensors"
+SOURCES_KEY = "happyhorse.sources"
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written: the plan, with its final metadata, and the file's size in bytes."""
+    """What was written: the plan, and the file's size in bytes."""
 
     path: Path
     plan: Plan
@@ -52,30 +52,31 @@ def convert(
 ) -> Converted:
     """Writes the weights at ``source`` as the safetensors file ``target``; see ``plan`` for what goes into it.
 
-    Takes memory for about one tensor. Until it has been written and read again, nothing stands under the final name;
-    the source is only read. Raises CheckpointError for a source that can't be used or changes meanwhile, InputError for
-    options that don't fit it, OutputError where the file can't be written or stands there already.
+    Takes memory for about one tensor. Nothing stands under the final name before the file is complete; the source is
+    only read. Raises CheckpointError for a source that can't be used or changes meanwhile, InputError for options that
+    don't fit it, OutputError where the file can't be written or stands there already.
     """
     _check_target(target, force)
     contents = open_kind(source, kind, role=role, mapped=False)
     if role is not None and contents.transformer is None:
         raise InputError(f"--role: found {role}, but {source} is a {contents.kind}; only transformers have a role.")
     plan = make_plan(contents, dtype)
-    with contents.opened, SourceFiles(plan.files) as files:
-        if files.holds(target) or files.holds(part_of(target)):
-            raise OutputError(f"{target}: is a file that would be read. Choose another name for the new one.")
-        draft = {**plan.metadata, SOURCES_KEY: files.placeholder()}
-        layout = lay_out(plan.stored(), draft)
-        with PartFile(target) as part:
+    if target.resolve() in {file.resolve() for file in plan.files}:
+        raise OutputError(f"{target}: is a file that would be read. Choose another name for the new one.")
+    sources = Sources(plan.files)
+    layout = Layout(plan.stored(), {**plan.metadata, SOURCES_KEY: str(sources)})
+    remove_left_over(target)
+    with contents.opened, written_whole(target) as part:
+        with writing(target):
+            file = part.open("wb", buffering=0)
+        with file:
             _check_room(target, layout.size)
-            part.write_at(0, layout.header(draft))
-            digests = _write(source, plan, layout, part, files, report("converting", "B"))
-            plan = replace(plan, metadata={**plan.metadata, SOURCES_KEY: files.finished()})
-            part.write_at(0, layout.header(plan.metadata))
-            part.sync()
-            _verify(part.path, layout, plan, digests, report("verifying", "B"))
-            _check_target(target, force)  # a large conversion takes minutes, in which somebody may have written it
-            part.publish()
+            writer = _Writer(file, target, layout)
+            _write(source, plan, writer, sources, report("converting", "B"))
+            sources.finish()
+            writer.put_bytes(0, layout.header({**plan.metadata, SOURCES_KEY: str(sources)}))
+        _check_target(target, force)  # a large conversion takes minutes, in which somebody may have written it
+        _check_written(part, target)
     return Converted(target, plan, layout.size)
 
 
@@ -99,33 +100,46 @@ def _check_room(target: Path, needed: int) -> None:
         )
 
 
-class _Writer:
-    """Puts spans of numbers one behind another at each tensor's place, and keeps their checksums."""
+def _check_written(part: Path, target: Path) -> None:
+    """Reads the header back, which tells where each tensor lies and how long the file has to be."""
+    try:
+        SafetensorsFile(part)
+    except CheckpointError as error:
+        raise OutputError(
+            f"{target}: what was written is no longer there as a whole ({error}). See whether another process writes "
+            "the same file, and check the disk."
+        ) from error
 
-    def __init__(self, part: PartFile, layout: Layout) -> None:
-        self._part = part
-        self._next = {name: begin for name, (begin, _) in layout.spans.items()}
-        self.digests = {name: hashlib.sha256() for name in layout.spans}
+
+class _Writer:
+    """Puts spans of numbers one behind another at each tensor's place."""
+
+    def __init__(self, file: BinaryIO, target: Path, layout: Layout) -> None:
+        self._file, self._target, self._next = file, target, dict(layout.begins)
 
     def put(self, name: str, numbers: Iterable[Tensor]) -> None:
         for block in numbers:
-            content = memoryview(block.contiguous().flatten().view(torch.uint8).numpy())
-            self._part.write_at(self._next[name], content)
+            content = block.contiguous().flatten().view(torch.uint8).numpy().data
+            self.put_bytes(self._next[name], content)
             self._next[name] += len(content)
-            self.digests[name].update(content)
+
+    def put_bytes(self, offset: int, content: bytes | memoryview) -> None:
+        rest = memoryview(content)
+        with writing(self._target):
+            self._file.seek(offset)
+            while rest:
+                rest = rest[self._file.write(rest) :]
 
 
-def _write(
-    source: Path, plan: Plan, layout: Layout, part: PartFile, files: SourceFiles, progress: Progress
-) -> dict[str, str]:
-    """Converts tensor after tensor; returns the SHA-256 of what each became. Once one is bad, only looks for others."""
-    writer = _Writer(part, layout)
+def _write(source: Path, plan: Plan, writer: _Writer, sources: Sources, progress: Progress) -> None:
+    """Converts tensor after tensor. Once one is bad, only looks for others, to name them all."""
     total, done = sum(planned.entry.nbytes for planned in plan.tensors), 0
     bad: list[str] = []
     large: list[str] = []
     for planned in plan.tensors:
-        tensor = _read(planned, files)
-        experts = tensor.chunk(planned.experts) if planned.experts > 1 else (tensor,)
+        sources.add_checksum(planned.entry.file)
+        tensor = planned.entry.read()
+        experts = tensor.chunk(planned.experts) if planned.experts > 1 else (tensor,)  # a single number has no rows
         is_number = planned.entry.dtype.is_floating_point
         magnitudes = [largest(expert) if is_number else 0.0 for expert in experts]
         if math.inf in magnitudes:
@@ -136,7 +150,6 @@ def _write(
             _put(writer, planned, experts, magnitudes)
         del tensor, experts
         planned.entry.release()
-        files.follow(planned.entry.file, planned.entry.nbytes)
         done += planned.entry.nbytes
         progress(done, total)
     if bad:
@@ -149,16 +162,6 @@ def _write(
             f"{source}: {len(large)} of {len(plan.tensors)} tensors hold numbers that the new dtype has no room for: "
             f"{some(large, MANY)}. Nothing was written; choose --dtype {FP8_SCALED} or {BF16}."
         )
-    return {name: digest.hexdigest() for name, digest in writer.digests.items()}
-
-
-def _read(planned: Planned, files: SourceFiles) -> Tensor:
-    files.check_unchanged(planned.entry.file)
-    try:
-        return planned.entry.read()
-    except CheckpointError:
-        files.check_unchanged(planned.entry.file)  # says why a file that was whole is not any more
-        raise
 
 
 def _put(writer: _Writer, planned: Planned, experts: Sequence[Tensor], magnitudes: Sequence[float]) -> None:
@@ -178,29 +181,3 @@ def _put(writer: _Writer, planned: Planned, experts: Sequence[Tensor], magnitude
             writer.put(planned.name, rounded(expert, planned.dtype, scale))
         writer.put(f"{layer}weight_scale", [row_scales(scales, planned.entry.shape[0] if len(scales) > 1 else 1)])
     writer.put(f"{layer}comfy_quant", [torch.frombuffer(bytearray(note(planned.format)), dtype=torch.uint8)])
-
-
-def _verify(path: Path, layout: Layout, plan: Plan, digests: Mapping[str, str], progress: Progress) -> None:
-    """Reads the new file from the disk. Raises OutputError where anything in it is not what was meant to be."""
-    try:
-        found = SafetensorsFile(path)
-        kinds = {name: (entry.dtype, entry.shape) for name, entry in found.entries.items()}
-        if kinds != dict(layout.entries) or found.metadata != dict(plan.metadata):
-            raise _not_as_written(path, "its header")
-        with path.open("rb", buffering=0) as file:
-            for name, (begin, end) in sorted(layout.spans.items(), key=lambda item: item[1]):
-                file.seek(begin)
-                digest = hashlib.sha256()
-                for left in range(end - begin, 0, -CHUNK):
-                    digest.update(file.read(min(CHUNK, left)))
-                if digest.hexdigest() != digests[name]:
-                    raise _not_as_written(path, f"tensor {name}")
-                progress(end, layout.size)
-    except (CheckpointError, OSError) as error:
-        raise _not_as_written(path, str(error)) from error
-
-
-def _not_as_written(path: Path, what: str) -> OutputError:
-    return OutputError(
-        f"{path}: what the disk gives back differs from what was written to it: {what}. It is deleted; check the disk."
-    )

@@ -1,9 +1,8 @@
 """Pictures and sound into one mp4: H.264 and AAC, of equal length, there whole or not there at all."""
 
 import os
-import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +10,7 @@ from types import TracebackType
 import av
 import numpy as np
 
+from ..atomic import part_of, writing, written_whole
 from ..errors import InputError, OutputError
 from ..geometry import FRAME_RATE, OUTPUT_SAMPLE_RATE
 
@@ -53,17 +53,16 @@ class Mp4Writer:
         self.path = Path(path).absolute()
         self.width, self.height, self.fps, self.sample_rate = width, height, fps, sample_rate
         self.metadata = dict(metadata or {})
-        self._temporary = self.path.parent / f".happyhorse-{uuid.uuid4().hex[:12]}.part"
-        _check_writable(self.path, self._temporary)
+        _check_writable(self.path)
         self._sound: list[np.ndarray] = []
         self._frames = 0
 
     def __enter__(self) -> "Mp4Writer":
-        with ExitStack() as stack, _writing(self.path):
-            stack.callback(self._temporary.unlink, missing_ok=True)
+        with ExitStack() as stack, writing(self.path, av.error.FFmpegError):
+            part = stack.enter_context(written_whole(self.path))
             # Both streams wait for each other without limit, so that they lie side by side however they were added.
             options = {"movflags": "use_metadata_tags+faststart", "max_interleave_delta": "0"}
-            self._container = av.open(str(self._temporary), "w", format="mp4", options=options)
+            self._container = av.open(str(part), "w", format="mp4", options=options)
             stack.callback(self._abandon)
             self._container.metadata.update(self.metadata)
             self._video = self._add_video_stream()
@@ -75,9 +74,11 @@ class Mp4Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if kind is not None:
+            self._cleanup.__exit__(kind, error, traceback)
+            return
         with self._cleanup:
-            if kind is None:
-                self._finish()
+            self._finish()
 
     def add_frames(self, frames: np.ndarray) -> None:
         """uint8 [N, H, W, 3], RGB, in the order in which they are shown."""
@@ -121,9 +122,8 @@ class Mp4Writer:
         for frame in self._sound_frames():
             self._encode(self._audio, frame)
         self._encode(self._audio, None)
-        with _writing(self.path):
+        with writing(self.path, av.error.FFmpegError):
             self._container.close()
-            self._temporary.replace(self.path)
 
     def _sound_frames(self) -> Iterator[av.AudioFrame]:
         length = round(self._frames * self.sample_rate / self.fps)
@@ -136,19 +136,11 @@ class Mp4Writer:
             yield frame
 
     def _encode(self, stream: av.VideoStream | av.AudioStream, frame: av.VideoFrame | av.AudioFrame | None) -> None:
-        with _writing(self.path):
+        with writing(self.path, av.error.FFmpegError):
             self._container.mux(stream.encode(frame))
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (av.error.FFmpegError, OSError) as error:
-        raise OutputError(f"{path}: writing failed ({error}). Check the free space and the folder.") from error
-
-
-def _check_writable(path: Path, probe: Path) -> None:
+def _check_writable(path: Path) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise OutputError(f"output: found {path.name!r}, expected a name that ends in {' or '.join(SUFFIXES)}.")
     try:
@@ -158,6 +150,7 @@ def _check_writable(path: Path, probe: Path) -> None:
             raise OutputError(f"output: {path} exists and is not a file. Choose another name.")
         if path.exists() and not os.access(path, os.W_OK):
             raise OutputError(f"output: {path} exists and is write-protected. Choose another name.")
+        probe = part_of(path)
         probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:

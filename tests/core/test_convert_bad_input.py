@@ -1,4 +1,4 @@
-"""Conversions that must not happen: the error says why, nothing stands under the final name, no part is left."""
+"""Conversions that must not happen: the error says why, nothing stands under the final name, nothing else is left."""
 
 import os
 import resource
@@ -11,7 +11,7 @@ import pytest
 import torch
 from convert_helpers import checksums, community_float8, saved, split_layout, tensors_of
 
-from happyhorse_core.convert.part_file import PartFile, part_of
+from happyhorse_core.atomic import part_of
 from happyhorse_core.convert.run import convert
 from happyhorse_core.errors import CheckpointError, HappyHorseError, InputError, OutputError
 
@@ -42,13 +42,13 @@ def refused(
     assert sorted(path.name for path in target.parent.iterdir()) == sorted(left)
 
 
-def on_first_progress(act: Callable[[], None], stage: str = "converting") -> Callable:
+def on_first_progress(act: Callable[[], None]) -> Callable:
     """A listener that acts once, while the tensors are on their way."""
     done = []
 
     def report(name: str, unit: str) -> Callable[[int, int], None]:
         def progress(count: int, total: int) -> None:
-            if name == stage and not done:
+            if not done:
                 done.append(act())
 
         return progress
@@ -217,18 +217,20 @@ def test_a_target_that_is_the_source(source, target, through_a_link):
     with pytest.raises(OutputError, match="would be read"):
         convert(old, name, force=True)
     assert checksums(old) == before
-    assert not part_of(name).exists()
+    assert not list(name.parent.glob(".*.part"))
 
 
 def test_a_folder_that_may_not_be_written_to(source, target):
-    with pytest.raises(OutputError, match="can't be written"):
+    with pytest.raises(OutputError, match="writing failed"):
         convert(source, Path("/proc/new.safetensors"))
 
 
-def test_two_conversions_into_one_file(source, target):
-    with PartFile(target), pytest.raises(OutputError, match="another process"):
-        convert(source, target)
-    assert not list(target.parent.iterdir())
+def test_of_two_conversions_into_one_file_the_later_one_counts(source, target):
+    report = on_first_progress(lambda: convert(source, target, dtype="fp8"))
+    refused(OutputError, source, target, "--force", left=("new.safetensors",), report=report)
+    report = on_first_progress(lambda: convert(source, target, dtype="nvfp4", force=True))
+    refused(OutputError, source, target, "another process", left=("new.safetensors",), report=report, force=True)
+    assert tensors_of(target)[WEIGHT].dtype == torch.uint8
 
 
 # What happens meanwhile
@@ -253,21 +255,16 @@ def test_a_source_that_changes(source, target, change, shard):
     refused(CheckpointError, source, target, str(path), report=on_first_progress(act))
 
 
-def test_a_source_that_is_cut_short_while_a_tensor_is_read(source, target):
-    path = source / "model-00003-of-00003.safetensors"
-    refused(CheckpointError, source, target, str(path), report=on_first_progress(lambda: os.truncate(path, 5000)))
+def test_a_disk_that_loses_what_was_written(source, target):
+    def report(name: str, unit: str) -> Callable[[int, int], None]:
+        def progress(count: int, total: int) -> None:
+            if count == total:
+                (part,) = target.parent.iterdir()
+                os.truncate(part, part.stat().st_size - 1)
 
+        return progress
 
-def test_a_new_file_that_the_disk_gives_back_otherwise(source, target):
-    def spoil() -> None:
-        part = part_of(target)
-        with part.open("r+b") as file:
-            file.seek(part.stat().st_size - 1)
-            last = file.read(1)[0]
-            file.seek(part.stat().st_size - 1)
-            file.write(bytes([last ^ 1]))
-
-    refused(OutputError, source, target, "tensor ", "check the disk", report=on_first_progress(spoil, "verifying"))
+    refused(OutputError, source, target, "incomplete", "check the disk", report=report)
 
 
 def test_a_target_that_somebody_writes_meanwhile(source, target):
@@ -323,11 +320,13 @@ def test_a_disk_that_fills_up(source, small_disk):
     refused(OutputError, source, target, str(target), "no room", left=("filler",), report=on_first_progress(fill))
 
 
-def test_a_part_that_a_killed_process_left_is_used_up(source, target):
-    part_of(target).write_bytes(bytes(10_000_000))
-    convert(source, target)
-    assert [path.name for path in target.parent.iterdir()] == ["new.safetensors"]
-    assert target.stat().st_size < 2_000_000
+@pytest.mark.parametrize("name", ["new.safetensors", "new [1].safetensors"])
+def test_what_a_killed_process_left_is_deleted_and_nothing_else(source, target, name):
+    others = [part_of(target.with_name(other)) for other in ("new 1.safetensors", "new.safetensors.safetensors")]
+    for part in (part_of(target.with_name(name)), part_of(target.with_name(name)), *others):
+        part.write_bytes(bytes(10))
+    convert(source, target.with_name(name))
+    assert set(target.parent.iterdir()) == {target.with_name(name), *others}
 
 
 def test_a_dtype_that_the_format_has_no_name_for(models, tmp_path, target):
