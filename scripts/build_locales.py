@@ -8,6 +8,7 @@ and the exit code is 1 where a file is not as it would be written.
 """
 
 import argparse
+import asyncio
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -117,13 +118,18 @@ def as_text(content: Json) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
+async def read_object_info(address: str) -> dict[str, Json]:
+    async with Server(address) as server:
+        return await server.get("/object_info")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", default="http://127.0.0.1:8188", help="a ComfyUI that runs with this pack")
     parser.add_argument("--check", action="store_true", help="write nothing; say which files are not up to date")
     options = parser.parse_args(arguments)
     try:
-        wanted = files(Server(options.server).get("/object_info"))
+        wanted = files(asyncio.run(read_object_info(options.server)))
     except (ServerError, MissingTranslationError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""Writes the workflows: workflows/NAME.json for the canvas and tests/workflows/NAME/api.json, the same for the server.
+"""Writes the workflows: workflows/NAME.json for the canvas, and workflows/api/NAME.json, the same for the server.
 
     python scripts/build_workflows.py [--check]
 
@@ -275,7 +275,7 @@ def files(root: Path = ROOT) -> dict[Path, str]:
     for build in WORKFLOWS:
         workflow = build()
         found[root / "workflows" / f"{workflow.name}.json"] = as_text(workflow.canvas())
-        found[root / "tests" / "workflows" / workflow.name / "api.json"] = as_text(workflow.api())
+        found[root / "workflows" / "api" / f"{workflow.name}.json"] = as_text(workflow.api())
     return found
 
 
