@@ -174,6 +174,13 @@ def test_the_text_to_video_workflow(script):
         assert clip.streams.audio
 
 
+def test_the_pony_in_api_form(script):
+    run = script((ROOT / "workflows" / "api" / "pony.json").read_text(encoding="utf-8"))
+    assert run.returncode == DONE, run.stderr
+    with av.open(run.stdout.strip()) as clip:
+        assert (clip.streams.video[0].width, clip.streams.video[0].height) == (64, 64)
+
+
 def test_a_folder_whose_name_the_terminal_cannot_show(script):
     script.output = script.folder / "größe"
     command = [part for part in script.command(picture(prefix="shown")) if part != "-I"]  # it would hide the variable
@@ -334,17 +341,7 @@ def test_a_python_without_the_libraries_is_told_what_to_do():
 def test_help_explains_everything():
     answer = subprocess.run([sys.executable, "-I", str(SCRIPT), "--help"], capture_output=True, text=True)
     assert answer.returncode == 0
-    for word in (
-        "--set",
-        "--output",
-        "--server",
-        "--timeout",
-        "--upload",
-        "--verbose",
-        "NODE.INPUT=VALUE",
-        "130",
-        "8188",
-    ):
+    for word in "--set --output --server --timeout --upload --verbose NODE.INPUT=VALUE 130 8188".split():
         assert word in answer.stdout
 
 
