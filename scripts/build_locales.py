@@ -18,7 +18,7 @@ from typing import Any
 if not __package__:  # started as a file
     sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from scripts.comfy_client import Server, ServerError
+from scripts.comfy_client import ServerError, read_object_info
 
 ROOT = Path(__file__).resolve().parent.parent
 LANGUAGES = ("zh",)
@@ -116,11 +116,6 @@ def untranslated(object_info: Mapping[str, Json], language: str) -> list[str]:
 
 def as_text(content: Json) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-
-
-async def read_object_info(address: str) -> dict[str, Json]:
-    async with Server(address) as server:
-        return await server.get("/object_info")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -179,6 +179,12 @@ class Server:
             raise self._unreachable(error) from error
 
 
+async def read_object_info(url: str) -> dict[str, dict]:
+    """What the server at ``url`` says of all its node classes."""
+    async with Server(url) as server:
+        return await server.get("/object_info")
+
+
 def results_of(entry: dict) -> list[Result]:
     """The files that a history entry names, each once, in its order; files that were only read are not among them."""
     found: dict[Result, None] = {}

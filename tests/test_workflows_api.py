@@ -47,8 +47,11 @@ def server(comfy_server):
 # --- canvas and API formats -------------------------------------------------------------------------------------------
 
 
-def test_files_are_those_that_the_script_writes():
-    assert not [path for path, text in build_workflows.files().items() if path.read_text(encoding="utf-8") != text]
+def test_files_are_those_that_the_script_writes(server):
+    # Otherwise: python scripts/build_workflows.py --server ADDRESS
+    wanted = build_workflows.files(server.object_info())
+    assert not [path.name for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
+    assert {path.parent.name for path in wanted} == {"workflows", "api"} and len(wanted) == 2 * len(NAMES)
 
 
 @each_workflow
