@@ -8,6 +8,7 @@ and the exit code is 1 where a file is not as it would be written.
 """
 
 import argparse
+import asyncio
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 if not __package__:  # started as a file
     sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from scripts.comfy_client import Server, ServerError
+from scripts.comfy_client import ServerError, read_object_info
 
 ROOT = Path(__file__).resolve().parent.parent
 LANGUAGES = ("zh",)
@@ -123,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; say which files are not up to date")
     options = parser.parse_args(arguments)
     try:
-        wanted = files(Server(options.server).get("/object_info"))
+        wanted = files(asyncio.run(read_object_info(options.server)))
     except (ServerError, MissingTranslationError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,11 +1,13 @@
-"""Writes the workflows: workflows/NAME.json for the canvas and tests/workflows/NAME/api.json, the same for the server.
+"""Writes the workflows: workflows/NAME.json for the canvas, and workflows/api/NAME.json, the same for the server.
 
-    python scripts/build_workflows.py [--check]
+    python scripts/build_workflows.py [--server ADDRESS] [--check]
 
+The inputs of the nodes, their defaults and their outputs are read from a ComfyUI that runs with this pack.
 With --check nothing is written, and the exit code is 1 where a file is not as it would be written.
 """
 
 import argparse
+import asyncio
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +18,12 @@ if not __package__:  # started as a file
     sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from scripts import workflow_prompts as prompts
+from scripts.comfy_client import ServerError, read_object_info
 from scripts.workflow_canvas import Node, Output, Workflow
+from scripts.workflow_kinds import Kind, read_kinds
 from scripts.workflow_notes import PONY_NOTE, note
+
+Kinds = Mapping[str, Kind]
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE, SR_540P, SR_1080P = (f"daVinci-MagiHuman/{name}" for name in ("base", "540p_sr", "1080p_sr"))
@@ -96,8 +102,8 @@ def finish(workflow: Workflow, stack: Stack, clip: Node, prefix: str) -> None:
     save(workflow, stack.decode(workflow, clip), prefix)
 
 
-def text_to_video() -> Workflow:
-    workflow = Workflow("text_to_video", note("text_to_video", "distill"))
+def text_to_video(kinds: Kinds) -> Workflow:
+    workflow = Workflow("text_to_video", note("text_to_video", "distill"), kinds)
     stack = Stack(workflow)
     workflow.column("Prompt and size")
     prompt = encode(workflow, stack, prompts.RAIN)
@@ -108,8 +114,8 @@ def text_to_video() -> Workflow:
     return workflow
 
 
-def image_to_video() -> Workflow:
-    workflow = Workflow("image_to_video", note("image_to_video", "distill", "picture"))
+def image_to_video(kinds: Kinds) -> Workflow:
+    workflow = Workflow("image_to_video", note("image_to_video", "distill", "picture"), kinds)
     stack = Stack(workflow, picture=True)
     workflow.column("Prompt and size")
     prompt = encode(workflow, stack, prompts.FROM_PICTURE)
@@ -123,8 +129,8 @@ def image_to_video() -> Workflow:
     return workflow
 
 
-def audio_driven() -> Workflow:
-    workflow = Workflow("audio_driven", note("audio_driven", "distill", "picture"))
+def audio_driven(kinds: Kinds) -> Workflow:
+    workflow = Workflow("audio_driven", note("audio_driven", "distill", "picture"), kinds)
     stack = Stack(workflow, picture=True)
     workflow.column("Prompt and size")
     prompt = encode(workflow, stack, prompts.FROM_SOUND)
@@ -143,8 +149,8 @@ def audio_driven() -> Workflow:
     return workflow
 
 
-def base_with_cfg() -> Workflow:
-    workflow = Workflow("base_with_cfg", note("base_with_cfg", "base"))
+def base_with_cfg(kinds: Kinds) -> Workflow:
+    workflow = Workflow("base_with_cfg", note("base_with_cfg", "base"), kinds)
     stack = Stack(workflow, model=BASE)
     workflow.column("Write the prompt")
     written = workflow.add(
@@ -172,8 +178,8 @@ def base_with_cfg() -> Workflow:
     return workflow
 
 
-def super_resolution_540p() -> Workflow:
-    workflow = Workflow("super_resolution_540p", note("super_resolution_540p", "distill", "540p_sr"))
+def super_resolution_540p(kinds: Kinds) -> Workflow:
+    workflow = Workflow("super_resolution_540p", note("super_resolution_540p", "distill", "540p_sr"), kinds)
     stack = Stack(workflow)
     enlarger = workflow.add("HappyHorseModelLoader", title="Load the super-resolution model", model_name=SR_540P)
     workflow.column("Prompt and size")
@@ -188,8 +194,10 @@ def super_resolution_540p() -> Workflow:
     return workflow
 
 
-def super_resolution_1080p() -> Workflow:
-    workflow = Workflow("super_resolution_1080p", note("super_resolution_1080p", "distill", "1080p_sr", "picture"))
+def super_resolution_1080p(kinds: Kinds) -> Workflow:
+    workflow = Workflow(
+        "super_resolution_1080p", note("super_resolution_1080p", "distill", "1080p_sr", "picture"), kinds
+    )
     stack = Stack(workflow, picture=True)
     enlarger = workflow.add("HappyHorseModelLoader", title="Load the super-resolution model", model_name=SR_1080P)
     workflow.column("Prompt and size")
@@ -207,8 +215,8 @@ def super_resolution_1080p() -> Workflow:
     return workflow
 
 
-def lora() -> Workflow:
-    workflow = Workflow("lora", note("lora", "distill"))
+def lora(kinds: Kinds) -> Workflow:
+    workflow = Workflow("lora", note("lora", "distill"), kinds)
     stack = Stack(workflow)
     workflow.column("Prompt and size")
     prompt = encode(workflow, stack, prompts.SINGER)
@@ -221,8 +229,8 @@ def lora() -> Workflow:
     return workflow
 
 
-def extend() -> Workflow:
-    workflow = Workflow("extend", note("extend", "distill", "picture"))
+def extend(kinds: Kinds) -> Workflow:
+    workflow = Workflow("extend", note("extend", "distill", "picture"), kinds)
     stack = Stack(workflow, picture=True)
     workflow.column("Prompts")
     prompt = encode(workflow, stack, prompts.TRAIN_START, "Prompt of the first clip")
@@ -244,8 +252,8 @@ def extend() -> Workflow:
     return workflow
 
 
-def pony() -> Workflow:
-    workflow = Workflow("pony", PONY_NOTE)
+def pony(kinds: Kinds) -> Workflow:
+    workflow = Workflow("pony", PONY_NOTE, kinds)
     stack = Stack(workflow, files=PONY)
     workflow.column("Prompt and size")
     prompt = encode(workflow, stack, prompts.PONY)
@@ -256,7 +264,7 @@ def pony() -> Workflow:
     return workflow
 
 
-WORKFLOWS: tuple[Callable[[], Workflow], ...] = (
+WORKFLOWS: tuple[Callable[[Kinds], Workflow], ...] = (
     text_to_video,
     image_to_video,
     audio_driven,
@@ -269,13 +277,13 @@ WORKFLOWS: tuple[Callable[[], Workflow], ...] = (
 )
 
 
-def files(root: Path = ROOT) -> dict[Path, str]:
-    """Path and text of every file."""
-    found = {}
+def files(object_info: Mapping[str, Any]) -> dict[Path, str]:
+    """Path and text of every file, for the nodes that a server describes."""
+    found, kinds = {}, read_kinds(object_info)
     for build in WORKFLOWS:
-        workflow = build()
-        found[root / "workflows" / f"{workflow.name}.json"] = as_text(workflow.canvas())
-        found[root / "tests" / "workflows" / workflow.name / "api.json"] = as_text(workflow.api())
+        workflow = build(kinds)
+        found[ROOT / "workflows" / f"{workflow.name}.json"] = as_text(workflow.canvas())
+        found[ROOT / "workflows" / "api" / f"{workflow.name}.json"] = as_text(workflow.api())
     return found
 
 
@@ -286,13 +294,19 @@ def as_text(content: Any) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; say which files are not up to date")
+    parser.add_argument("--server", default="http://127.0.0.1:8188", help="a ComfyUI that runs with this pack")
     options = parser.parse_args(arguments)
-    stale = [path for path, text in files().items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    try:
+        wanted = files(asyncio.run(read_object_info(options.server)))
+    except ServerError as error:
+        print(error, file=sys.stderr)
+        return 1
+    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     for path in stale:
         print(f"{'stale' if options.check else 'written'}: {path.relative_to(ROOT)}")
         if not options.check:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(files()[path], encoding="utf-8")
+            path.write_text(wanted[path], encoding="utf-8")
     return int(options.check and bool(stale))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from .comfy_client import Result, Server
 
 
-def save_result(server: Server, result: Result, folder: Path) -> Path:
+async def save_result(server: Server, result: Result, folder: Path) -> Path:
     """Downloads a result into ``folder`` and returns its path there.
 
     It appears under its name only when it is whole. Raises ServerError or OSError.
@@ -19,7 +19,7 @@ def save_result(server: Server, result: Result, folder: Path) -> Path:
     part = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            server.download(result, file)
+            await server.download(result, file)
         part.chmod(0o666 & ~current_umask())  # a temporary file is for its owner only
         return place(part, folder / (result.name or "result"))
     finally:

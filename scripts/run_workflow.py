@@ -1,9 +1,12 @@
 """Runs a workflow on a ComfyUI that is running, and saves what it makes.
 
-Needs nothing but Python 3.10 or newer: copy the folder ``scripts`` anywhere, or run it where it is.
+Runs in the Python of any ComfyUI, or in another one of 3.10 or newer that has aiohttp and tqdm. The folder ``scripts``
+may be copied anywhere.
 """
 
 import argparse
+import asyncio
+import importlib.util
 import json
 import signal
 import sys
@@ -15,9 +18,17 @@ from pathlib import Path
 
 if not __package__:  # started as a file: the folder that holds `scripts` has to be on the path
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    missing = [name for name in ("aiohttp", "tqdm") if importlib.util.find_spec(name) is None]
+    if missing:
+        sys.exit(
+            f"This Python ({sys.executable}) lacks {' and '.join(missing)}. Start the script with the Python of a "
+            f"ComfyUI, or run: {sys.executable} -m pip install {' '.join(missing)}"
+        )
+
+import aiohttp
+from tqdm import tqdm
 
 from scripts.comfy_client import RefusedError, Server, ServerError, UnreachableError, results_of, texts_of
-from scripts.comfy_socket import TEXT, WebSocket
 from scripts.progress import Progress
 from scripts.report import describe_failure, describe_refusal, name_of, title_of
 from scripts.results import save_result
@@ -28,6 +39,7 @@ DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 SILENCE_SECONDS = 5.0
 """After so long without a message the history is asked whether the workflow has ended."""
 POLL_SECONDS = 1.0
+CLOSED = (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSING, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR)
 LOST_SECONDS = 30.0
 """For so long a server that ran the workflow may be out of reach before it is given up."""
 HELP_END = """
@@ -58,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     options = parse_arguments(arguments)
     try:
-        return run(options)
+        return asyncio.run(run(options))
     except KeyboardInterrupt:
         say("Interrupted.")
         return INTERRUPTED
@@ -133,33 +145,33 @@ def positive(text: str) -> float:
     return value
 
 
-def run(options: argparse.Namespace) -> int:
+async def run(options: argparse.Namespace) -> int:
     """The whole way from the file to the results."""
     workflow = read_workflow(options.workflow)
     server = connect(options.server)
     make_folder(options.output)
-    object_info = server.object_info(node_classes(workflow))
-    prompt = to_api(workflow, object_info)
-    apply_settings(prompt, options.settings, object_info, server, options.uploads)
-
-    job = Job(server, prompt, None if is_api(workflow) else workflow)
-    try:
-        node_errors = job.submit()
-        if node_errors:
-            say("Parts of the workflow cannot run, and are left out:")
-            say(describe_refusal({"node_errors": node_errors}, prompt, object_info))
-        entry = job.wait(options.timeout)
-    except RefusedError as error:
-        say(describe_refusal(error.answer, prompt, object_info))
-        return WRONG
-    except KeyboardInterrupt:
-        say("Interrupted; stopping the job on the server.")
-        job.cancel()
-        return INTERRUPTED
-    failure = describe_failure(entry, prompt, options.verbose)
-    if failure:
-        say(failure)
-    complete = save_results(server, entry, options.output, prompt)
+    async with server:
+        object_info = await server.object_info(node_classes(workflow))
+        prompt = to_api(workflow, object_info)
+        await apply_settings(prompt, options.settings, object_info, server, options.uploads)
+        job = Job(server, prompt, None if is_api(workflow) else workflow)
+        try:
+            node_errors = await job.submit()
+            if node_errors:
+                say("Parts of the workflow cannot run, and are left out:")
+                say(describe_refusal({"node_errors": node_errors}, prompt, object_info))
+            entry = await job.wait(options.timeout)
+        except RefusedError as error:
+            say(describe_refusal(error.answer, prompt, object_info))
+            return WRONG
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            say("Stopping the job on the server.")
+            await job.cancel()
+            raise
+        failure = describe_failure(entry, prompt, options.verbose)
+        if failure:
+            say(failure)
+        complete = await save_results(server, entry, options.output, prompt)
     return FAILED if failure or node_errors or not complete else DONE
 
 
@@ -196,12 +208,12 @@ def make_folder(path: Path) -> None:
         raise SettingError(f"--output: nothing can be written to {path}: {error}") from error
 
 
-def save_results(server: Server, entry: dict, folder: Path, prompt: dict) -> bool:
+async def save_results(server: Server, entry: dict, folder: Path, prompt: dict) -> bool:
     """Saves every file that the job made and prints its path, and shows its texts; whether all files arrived."""
     results, failures = results_of(entry), 0
     for result in results:
         try:
-            print(save_result(server, result, folder), flush=True)
+            print(await save_result(server, result, folder), flush=True)
         except (ServerError, OSError) as error:
             say(f"{result.filename} was not saved: {error}")
             failures += 1
@@ -213,7 +225,7 @@ def save_results(server: Server, entry: dict, folder: Path, prompt: dict) -> boo
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    tqdm.write(text, file=sys.stderr)  # above the bar, where there is one
 
 
 class Job:
@@ -225,60 +237,63 @@ class Job:
         self.workflow = workflow
         self.id = str(uuid.uuid4())
         self.client_id = uuid.uuid4().hex
-        self.socket: WebSocket | None = None
+        self.socket: aiohttp.ClientWebSocketResponse | None = None
         self.progress = Progress(sys.stderr, {key: title_of(node) for key, node in prompt.items()})
 
-    def submit(self) -> dict:
+    async def submit(self) -> dict:
         """Queues the job and returns the errors of parts that the server leaves out; RefusedError if it takes nothing.
 
         The socket is opened first, so that no message is missed.
         """
         try:
-            self.socket = self.server.events(self.client_id)
-        except OSError as error:
+            self.socket = await self.server.events(self.client_id)
+        except UnreachableError as error:
             say(f"No progress is shown, since the server's messages do not arrive: {error}")
-        answer = self.server.submit(self.prompt, prompt_id=self.id, client_id=self.client_id, workflow=self.workflow)
+        answer = await self.server.submit(
+            self.prompt, prompt_id=self.id, client_id=self.client_id, workflow=self.workflow
+        )
         self.id = answer["prompt_id"]  # servers that are older than the client's choice of ids choose their own
         return answer.get("node_errors") or {}
 
-    def wait(self, timeout: float | None) -> dict:
+    async def wait(self, timeout: float | None) -> dict:
         """The history entry of the job once it has ended, well or not; RunFailedError where it never will."""
         deadline = time.monotonic() + (timeout or float("inf"))
         try:
             while True:
-                self._listen(min(deadline, time.monotonic() + SILENCE_SECONDS))
-                entry = self._look()
+                await self._listen(min(deadline, time.monotonic() + SILENCE_SECONDS))
+                entry = await self._look()
                 if entry is not None:
                     return entry
                 if time.monotonic() > deadline:
-                    self.cancel()
+                    await self.cancel()
                     raise RunFailedError(f"The workflow did not end within {timeout:g} s, and was stopped.")
         finally:
             self.progress.close()
             if self.socket is not None:
-                self.socket.close()
+                await self.socket.close()
 
-    def cancel(self) -> None:
+    async def cancel(self) -> None:
         """Stops the job; where the server is gone there is nothing to stop."""
         try:
-            self.server.cancel(self.id)
+            await self.server.cancel(self.id)
         except ServerError as error:
             say(f"The job could not be stopped: {error}")
 
-    def _listen(self, until: float) -> None:
+    async def _listen(self, until: float) -> None:
         """Follows the server's messages until it is time to look at the history."""
         if self.socket is None:
-            time.sleep(max(0.0, min(POLL_SECONDS, until - time.monotonic())))
+            await asyncio.sleep(max(0.0, min(POLL_SECONDS, until - time.monotonic())))
             return
         while (left := until - time.monotonic()) > 0:
             try:
-                message = self.socket.receive(left)
-            except ConnectionError:
+                message = await self.socket.receive(left)
+            except asyncio.TimeoutError:
+                return
+            if message.type in CLOSED:
                 say("The server's messages stopped; asking for the result from time to time instead.")
-                self.socket.close()
                 self.socket = None
                 return
-            if message is not None and message.kind == TEXT and self._ends_listening(json.loads(message.payload)):
+            if message.type is aiohttp.WSMsgType.TEXT and self._ends_listening(message.json()):
                 return
 
     def _ends_listening(self, event: dict) -> bool:
@@ -291,19 +306,19 @@ class Job:
         self.progress.handle(event["type"], data)
         return event["type"] in ("execution_success", "execution_error", "execution_interrupted")
 
-    def _look(self) -> dict | None:
+    async def _look(self) -> dict | None:
         """The job's history entry, if it has ended; shows its place in the queue where it waits."""
         lost = time.monotonic() + LOST_SECONDS
         while True:
             try:
                 # The queue first: a job that ends in between is then in the history.
-                ahead = self.server.jobs_ahead(self.id)
-                entry = self.server.history(self.id)
+                ahead = await self.server.jobs_ahead(self.id)
+                entry = await self.server.history(self.id)
                 break
             except UnreachableError as error:
                 if time.monotonic() > lost:
                     raise RunFailedError(f"The server went away while it ran the workflow.\n{error}") from error
-                time.sleep(POLL_SECONDS)
+                await asyncio.sleep(POLL_SECONDS)
         if entry is None and ahead is None:
             raise RunFailedError(
                 "The server does not know the job any more: it was restarted, or somebody took the job off the queue."

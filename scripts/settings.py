@@ -38,7 +38,7 @@ def parse_setting(text: str) -> Setting:
     return Setting(place.strip(), value)
 
 
-def apply_settings(
+async def apply_settings(
     prompt: dict, settings: Sequence[Setting], object_info: Mapping[str, Json], server: Server, uploads: Sequence[Path]
 ) -> None:
     """Uploads ``uploads`` and writes the settings into ``prompt``; SettingError before anything has changed.
@@ -52,12 +52,12 @@ def apply_settings(
     values = [read_value(setting, target, prompt) for setting, target in zip(settings, targets, strict=True)]
     sent: dict[Path, str] = {}
     for path in uploads:
-        sent[path.resolve()] = server.upload(path)
+        sent[path.resolve()] = await server.upload(path)
         rename_input(prompt, object_info, path.name, sent[path.resolve()])
     for target, value in zip(targets, values, strict=True):
         path = local_file(target.declared, value)
         if path is not None and path not in sent:
-            sent[path] = server.upload(path)
+            sent[path] = await server.upload(path)
         prompt[target.node]["inputs"][target.name] = sent[path] if path is not None else value
 
 

@@ -5,10 +5,11 @@ canvas format, which the editor opens, and the API format, which the server runs
 """
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .workflow_kinds import KINDS, Kind
+from .workflow_kinds import Kind
 
 Json = Any
 """What json.loads returns."""
@@ -79,8 +80,9 @@ class Group:
 class Workflow:
     """A workflow in the making: ``column``, ``group`` and ``add`` say where the next node goes."""
 
-    def __init__(self, name: str, note: str) -> None:
+    def __init__(self, name: str, note: str, kinds: Mapping[str, Kind]) -> None:
         self.name = name
+        self.kinds = kinds
         self.nodes: list[Node] = []
         self.columns: list[list[Group]] = []
         self.note = self._make("MarkdownNote", "Files and notes", "note", None, {"text": note})
@@ -116,7 +118,7 @@ class Workflow:
     def _make(
         self, name: str, title: str | None, colour: str | None, height: int | None, given: dict[str, Json | Output]
     ) -> Node:
-        kind = KINDS[name]
+        kind = self.kinds[name]
         links = {key: value for key, value in given.items() if isinstance(value, Output)}
         values = {key: value for key, value in given.items() if key not in links}
         unknown = (set(links) - {*kind.sockets, *kind.widgets}) | (set(values) - set(kind.widgets))

@@ -3,28 +3,25 @@
 The server takes {node id: {"class_type", "inputs"}} with a value or [node id, output slot] for every input. The editor
 saves nodes, links and widget values as they lie on the canvas, and does the rest in the browser, so this file follows
 what the browser does: it looks through reroutes, primitives, bypassed nodes and subgraphs for what really feeds an
-input, and leaves out notes, muted nodes and what hangs on them. ``to_api`` is the way in.
+input, and leaves out notes, muted nodes and what hangs on them. What else the browser works out is refused by name, as
+the editor's own export does it right. ``to_api`` is the way in.
 
 A node inside a subgraph gets the id "5:12": node 12 in the subgraph that node 5 stands for.
 """
 
 import copy
-import datetime
-import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from .workflow_widgets import (
-    BROWSER_TYPES,
+    CUSTOM_COMBO,
     DYNAMIC_TYPES,
-    NAMED_AFTER_SAVING,
     Input,
     Json,
     declared_inputs,
-    expand_choices,
-    expand_file_name,
+    made_in_the_browser,
     saved_values,
 )
 
@@ -35,6 +32,7 @@ SUBGRAPH_INPUTS, SUBGRAPH_OUTPUTS = -10, -20
 """The ids that links inside a subgraph use for its inputs and outputs."""
 HOST_ITSELF = "-1"
 """Stands in a list of promoted widgets for the subgraph's own inputs."""
+EXPORT = "Open it in ComfyUI, choose Workflow > Export (API), and run the file that it writes."
 
 
 class WorkflowError(ValueError):
@@ -65,19 +63,18 @@ class Slot(NamedTuple):
     link: int | None
 
 
-def to_api(workflow: dict, object_info: dict, *, chance: random.Random | None = None) -> dict:
+def to_api(workflow: dict, object_info: dict) -> dict:
     """The API workflow of a canvas workflow, or a copy of one that is an API workflow already.
 
-    ``object_info`` describes at least the node classes of the workflow, as GET /object_info does. ``chance`` picks from
-    the ``{a|b}`` choices in prompts. Raises WorkflowError.
+    ``object_info`` describes at least the node classes of the workflow, as GET /object_info does. Raises WorkflowError.
     """
     if is_api(workflow):
         return copy.deepcopy(workflow)
     check_format(workflow)
     try:
-        return Converter(workflow, object_info, chance or random.Random()).convert()
+        return Converter(workflow, object_info).convert()
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise WorkflowError(f"The workflow is damaged: its parts do not fit together ({error!r}).") from error
+        raise WorkflowError(f"The workflow is damaged: its parts do not fit together ({error!r}). {EXPORT}") from error
 
 
 def check_format(workflow: Json) -> None:
@@ -163,9 +160,8 @@ class Scope:
 class Converter:
     """One conversion. Its methods follow a value from the input that wants it to where it comes from."""
 
-    def __init__(self, workflow: dict, object_info: dict, chance: random.Random) -> None:
+    def __init__(self, workflow: dict, object_info: dict) -> None:
         self.object_info = object_info
-        self.chance = chance
         self.definitions = subgraphs_of(workflow)
         self.root = Scope(workflow)
         self.values: dict[tuple[Scope, str], dict[str, Json]] = {}
@@ -243,55 +239,35 @@ class Converter:
         if not missing:
             return
         if any(name.startswith(("workflow>", "workflow/")) for name in missing):
-            raise WorkflowError(
-                f"The workflow has group nodes, which ComfyUI replaced by subgraphs: {', '.join(missing)}. Open it in "
-                "ComfyUI, ungroup them (or convert them to subgraphs) and save it again."
-            )
+            raise WorkflowError(f"The workflow has group nodes, which cannot be read: {', '.join(missing)}. {EXPORT}")
         raise WorkflowError(
-            f"The server does not have these nodes: {', '.join(missing)}. Install the packs that they belong to (and "
-            "restart ComfyUI), or, for nodes that exist in the browser only, save the workflow with Export (API)."
+            f"The server does not have these nodes: {', '.join(missing)}. Install the packs that they belong to, and "
+            f"restart ComfyUI. If they exist in the browser only: {EXPORT}"
         )
 
     # what the server gets
 
     def convert_node(self, scope: Scope, node: Mapping[str, Json]) -> dict[str, Json]:
         description = self.object_info[node["type"]]
-        from_browser = [item.name for item in declared_inputs(description) if item.type in BROWSER_TYPES]
-        if from_browser:
-            raise WorkflowError(
-                f"Node {scope.path}{node['id']} ({node['type']}) takes its {' and '.join(from_browser)} from the "
-                "browser, so that it runs in ComfyUI's editor only. Replace it by a node that loads a file."
-            )
-        inputs = {name: wrap(value) for name, value in self.sent_values(scope, node, description).items()}
+        inputs = {name: wrap(value) for name, value in self.widget_values(scope, node).items()}
         for slot in node.get("inputs") or []:
             source = self.resolve_input(scope, slot.get("link"), frozenset())
             if isinstance(source, Link):
                 inputs[slot["name"]] = [source.node, source.slot]
             elif isinstance(source, Value):
                 inputs[slot["name"]] = wrap(source.value)
+        self.check_values(f"{scope.path}{node['id']} ({node['type']})", node["type"], inputs)
         title = node.get("title") or description.get("display_name") or node["type"]
         return {"inputs": inputs, "class_type": node["type"], "_meta": {"title": title}}
 
-    def sent_values(self, scope: Scope, node: Mapping[str, Json], description: dict) -> dict[str, Json]:
-        """The values of a node's widgets, after what the editor does to some texts when it sends them."""
-        values = dict(self.widget_values(scope, node))
-        declared = {item.name: item for item in declared_inputs(description)}
-        for name, value in values.items():
-            if not isinstance(value, str) or name not in declared:
-                continue
-            if declared[name].options.get("dynamicPrompts"):
-                values[name] = expand_choices(value, self.chance)
-            elif name == NAMED_AFTER_SAVING and "%" in value:
-                values[name] = expand_file_name(value, self.values_by_title(), datetime.datetime.now())
-        return values
-
-    def values_by_title(self) -> dict[tuple[str, str], Json]:
-        found: dict[tuple[str, str], Json] = {}
-        for scope, node in self.running_nodes(self.root):
-            for name in ((node.get("properties") or {}).get("Node name for S&R"), node.get("title"), node["type"]):
-                for widget, value in self.widget_values(scope, node).items():
-                    found.setdefault((name or "", widget), value)
-        return found
+    def check_values(self, name: str, kind: str, inputs: Mapping[str, Json]) -> None:
+        """Refuses what the editor would change, or add, when it sends a node."""
+        if kind == CUSTOM_COMBO:
+            raise WorkflowError(f"Node {name} has widgets that the browser adds. {EXPORT}")
+        for item in declared_inputs(self.object_info[kind]):
+            found = made_in_the_browser(item, inputs.get(item.name))
+            if found:
+                raise WorkflowError(f"Node {name}: its {item.name} holds {found}. {EXPORT}")
 
     def widget_values(self, scope: Scope, node: Mapping[str, Json]) -> dict[str, Json]:
         """The values of all widgets on a node by name; those of a subgraph node by the names of its inputs."""

@@ -1,13 +1,10 @@
-"""The nodes that the workflows use, as they lie on the canvas: sockets, widgets with their first values, outputs, size.
+"""The nodes that the workflows use, as they lie on the canvas: what a server says of them, and what only we know."""
 
-Written down here so that workflows can be built without a ComfyUI; the tests compare it with what a server says.
-"""
-
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from happyhorse_core.negative_prompt import DEFAULT_NEGATIVE_PROMPT
+from .workflow_widgets import DYNAMIC_COMBO, Input, companions, declared_inputs, inputs_below
 
 Json = Any
 """What json.loads returns."""
@@ -31,201 +28,71 @@ class Kind:
     """Widgets that are saved and not sent to the server."""
 
 
-LATENT_OUT = (("LATENT", "LATENT"),)
-SAMPLED = {"model": "MODEL", "positive": "CONDITIONING"}
-
-KINDS: dict[str, Kind] = {
-    "MarkdownNote": Kind("Markdown Note", 460, 580, widgets={"text": ""}),
-    # loaders
-    "HappyHorseModelLoader": Kind(
-        "Load HappyHorse Model",
-        360,
-        110,
-        widgets={"model_name": "daVinci-MagiHuman/distill", "weight_dtype": "default", "role": "auto"},
-        outputs=(("MODEL", "MODEL"),),
-    ),
-    "HappyHorseTextEncoderLoader": Kind(
-        "Load HappyHorse Text Encoder",
-        360,
-        110,
-        widgets={"text_encoder_name": "t5gemma-9b-9b-ul2", "weight_dtype": "default", "device": "default"},
-        outputs=(("CLIP", "CLIP"),),
-    ),
-    "HappyHorseVideoVAELoader": Kind(
-        "Load HappyHorse Video VAE",
-        360,
-        115,
-        widgets={"decoder_name": "checkpoint-340000.ckpt", "encoder_name": "none"},
-        outputs=(("VAE", "VAE"),),
-    ),
-    "HappyHorseAudioVAELoader": Kind(
-        "Load HappyHorse Audio VAE",
-        360,
-        90,
-        widgets={"audio_vae_name": "stable_audio_open_1.0.safetensors"},
-        outputs=(("AUDIO VAE", "VAE"),),
-    ),
-    "LoraLoaderModelOnly": Kind(
-        "Load LoRA",
-        360,
-        95,
-        sockets={"model": "MODEL"},
-        widgets={"lora_name": "", "strength_model": 1.0},
-        outputs=(("MODEL", "MODEL"),),
-    ),
-    "LoadImage": Kind(
-        "Load Image",
-        300,
-        340,
-        widgets={"image": "example.png", "upload": "image"},
-        outputs=(("IMAGE", "IMAGE"), ("MASK", "MASK")),
-        browser_only=("upload",),
-    ),
-    "LoadAudio": Kind(
-        "Load Audio",
-        300,
-        140,
-        widgets={"audio": "", "audioUI": None, "upload": None},
-        outputs=(("AUDIO", "AUDIO"),),
-        browser_only=("audioUI", "upload"),
-    ),
-    # prompts
-    "CLIPTextEncode": Kind(
-        "CLIP Text Encode (Prompt)",
-        440,
-        340,
-        sockets={"clip": "CLIP"},
-        widgets={"text": ""},
-        outputs=(("CONDITIONING", "CONDITIONING"),),
-    ),
-    "HappyHorsePrompt": Kind(
-        "HappyHorse Prompt",
-        440,
-        800,
-        widgets={
-            "description": "",
-            **{
-                f"{name}_{number}": value
-                for number in range(1, 5)
-                for name, value in (("speaker", ""), ("language", "English"), ("words", ""))
-            },
-            "background_sound": "",
-        },
-        outputs=(("STRING", "STRING"),),
-    ),
-    "HappyHorseNegativePrompt": Kind(
-        "HappyHorse Negative Prompt",
-        440,
-        220,
-        sockets={"clip": "CLIP"},
-        widgets={"text": DEFAULT_NEGATIVE_PROMPT},
-        outputs=(("CONDITIONING", "CONDITIONING"),),
-    ),
-    # latents
-    "HappyHorseEmptyLatent": Kind(
-        "Empty HappyHorse Latent",
-        300,
-        200,
-        widgets={"width": 448, "height": 256, "seconds": 5.0, "frames": 0, "batch_size": 1},
-        outputs=LATENT_OUT,
-    ),
-    "HappyHorseImageToVideo": Kind(
-        "HappyHorse Image To Video",
-        300,
-        100,
-        sockets={"vae": "VAE", "image": "IMAGE", "latent": "LATENT"},
-        outputs=LATENT_OUT,
-    ),
-    "HappyHorseAudioToVideo": Kind(
-        "HappyHorse Audio To Video",
-        300,
-        100,
-        sockets={"audio_vae": "VAE", "audio": "AUDIO", "latent": "LATENT"},
-        outputs=LATENT_OUT,
-    ),
-    "HappyHorseExtend": Kind(
-        "HappyHorse Extend",
-        300,
-        150,
-        sockets={"video": "VIDEO", "vae": "VAE", "audio_vae": "VAE", "latent": "LATENT"},
-        widgets={"overlap": 1.0},
-        outputs=(*LATENT_OUT, ("OVERLAP", "INT")),
-    ),
-    # sampling
-    "HappyHorseSampler": Kind(
-        "HappyHorse Sampler",
-        300,
-        160,
-        sockets={**SAMPLED, "latent": "LATENT"},
-        widgets={"seed": 1, CONTROL: "randomize", "steps": 8},
-        outputs=LATENT_OUT,
-        browser_only=(CONTROL,),
-    ),
-    "HappyHorseBaseSampler": Kind(
-        "HappyHorse Base Sampler",
-        300,
-        290,
-        sockets={**SAMPLED, "negative": "CONDITIONING", "latent": "LATENT"},
-        widgets={
-            "seed": 1,
-            CONTROL: "randomize",
-            "steps": 32,
-            "video_scale_early": 5.0,
-            "video_scale_late": 2.0,
-            "switch_timestep": 500,
-            "audio_scale": 5.0,
-        },
-        outputs=LATENT_OUT,
-        browser_only=(CONTROL,),
-    ),
-    "HappyHorseSuperResolution": Kind(
-        "HappyHorse Super Resolution",
-        320,
-        310,
-        sockets={
-            "sr_model": "MODEL",
-            "latent": "LATENT",
-            "positive": "CONDITIONING",
-            "negative": "CONDITIONING",
-            "vae": "VAE",
-            "image": "IMAGE",
-        },
-        widgets={
-            "width": 0,
-            "height": 0,
-            "seed": 1,
-            CONTROL: "randomize",
-            "steps": 5,
-            "local_attention": "auto",
-            "cfg": 3.5,
-        },
-        outputs=LATENT_OUT,
-        optional=("negative", "vae", "image"),
-        browser_only=(CONTROL,),
-    ),
-    # results
-    "HappyHorseDecode": Kind(
-        "HappyHorse Decode",
-        300,
-        130,
-        sockets={"latent": "LATENT", "vae": "VAE", "audio_vae": "VAE"},
-        widgets={"tile_size": 0, "overlap": 256},
-        outputs=(("IMAGE", "IMAGE"), ("AUDIO", "AUDIO"), ("VIDEO", "VIDEO")),
-    ),
-    "HappyHorseJoinClips": Kind(
-        "HappyHorse Join Clips",
-        300,
-        130,
-        sockets={"video": "VIDEO", "next_video": "VIDEO"},
-        widgets={"overlap": 25, "crossfade_ms": 40.0},
-        outputs=(("VIDEO", "VIDEO"),),
-    ),
-    "SaveVideo": Kind(
-        "Save Video",
-        460,
-        420,
-        sockets={"video": "VIDEO"},
-        widgets={"filename_prefix": "video/HappyHorse", "format": "auto", "format.codec": "auto", "codec": "auto"},
-        outputs=(("video", "VIDEO"),),
-    ),
+SIZES = {
+    "HappyHorseModelLoader": (360, 110),
+    "HappyHorseTextEncoderLoader": (360, 110),
+    "HappyHorseVideoVAELoader": (360, 115),
+    "HappyHorseAudioVAELoader": (360, 90),
+    "LoraLoaderModelOnly": (360, 95),
+    "LoadImage": (300, 340),
+    "LoadAudio": (300, 140),
+    "CLIPTextEncode": (440, 340),
+    "HappyHorsePrompt": (440, 800),
+    "HappyHorseNegativePrompt": (440, 220),
+    "HappyHorseEmptyLatent": (300, 200),
+    "HappyHorseImageToVideo": (300, 100),
+    "HappyHorseAudioToVideo": (300, 100),
+    "HappyHorseExtend": (300, 150),
+    "HappyHorseSampler": (300, 160),
+    "HappyHorseBaseSampler": (300, 290),
+    "HappyHorseSuperResolution": (320, 310),
+    "HappyHorseDecode": (300, 130),
+    "HappyHorseJoinClips": (300, 130),
+    "SaveVideo": (460, 420),
 }
+"""Width and height of a node on the canvas."""
+FIRST_VALUES = {
+    "HappyHorseModelLoader": {"model_name": "daVinci-MagiHuman/distill"},
+    "HappyHorseTextEncoderLoader": {"text_encoder_name": "t5gemma-9b-9b-ul2"},
+    "HappyHorseVideoVAELoader": {"decoder_name": "checkpoint-340000.ckpt", "encoder_name": "none"},
+    "HappyHorseAudioVAELoader": {"audio_vae_name": "stable_audio_open_1.0.safetensors"},
+    "LoadImage": {"image": "example.png"},
+    "HappyHorseSampler": {"seed": 1},
+    "HappyHorseBaseSampler": {"seed": 1},
+    "HappyHorseSuperResolution": {"seed": 1},
+}
+"""What our workflows start from where it is not the default: files, which a server lists as it has them, and seeds."""
+ADDED = {"LoadImage": {"upload": "image"}, "LoadAudio": {"audioUI": None, "upload": None}}
+"""Widgets that the editor adds to a node and saves."""
+NOTE = Kind("Markdown Note", 460, 580, widgets={"text": ""})
+
+
+def read_kinds(object_info: Mapping[str, Json]) -> dict[str, Kind]:
+    """The kinds by their ids, from a server's /object_info."""
+    return {"MarkdownNote": NOTE} | {name: read_kind(name, object_info[name]) for name in SIZES}
+
+
+def read_kind(name: str, description: Mapping[str, Json]) -> Kind:
+    sockets = [item for item in declared_inputs(description) if not item.has_widget]
+    widgets = list(shown_widgets([item for item in declared_inputs(description) if item.has_widget]))
+    controls = [control for item in widgets for control in companions(item)]
+    values: dict[str, Json] = {}
+    for item in widgets:
+        values |= {item.name: item.default()} | dict.fromkeys(companions(item), "randomize")
+    return Kind(
+        description["display_name"],
+        *SIZES[name],
+        sockets={item.name: item.type for item in sockets},
+        widgets=values | FIRST_VALUES.get(name, {}) | ADDED.get(name, {}),
+        outputs=tuple(zip(description["output_name"], description["output"], strict=True)),
+        optional=tuple(item.name for item in sockets if not item.required),
+        browser_only=(*controls, *ADDED.get(name, {})),
+    )
+
+
+def shown_widgets(inputs: Sequence[Input]) -> Iterator[Input]:
+    """The inputs, and below each dynamic combo those of its default choice."""
+    for item in inputs:
+        yield item
+        if item.type == DYNAMIC_COMBO:
+            yield from shown_widgets(inputs_below(item, item.default()))

@@ -6,8 +6,6 @@ seed's "control after generate", the fields of a box, the inputs below the chose
 files hold the names as well; they decide where the two orders differ, as for nodes whose own JavaScript adds widgets.
 """
 
-import datetime
-import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +19,10 @@ WIDGET_TYPES = {
     "BOUNDING_BOXES", "CURVE", "RANGE", "CHART", "GALLERIA", "PAINTER", "COMPOSITOR", "VIDEO_EDIT",
 }  # fmt: skip
 """Types of inputs that are edited on the node, and saved; all others are sockets."""
-FIXED_VALUES: dict[str, Json] = {"IMAGECOMPARE": ["", ""]}
-"""Types of widgets that the file does not hold, and what the editor sends for them."""
-BROWSER_TYPES = {"WEBCAM", "AUDIO_RECORD", "LOAD_3D", "LOAD_3D_ADVANCED"}
+BROWSER_TYPES = {"WEBCAM", "AUDIO_RECORD", "LOAD_3D", "LOAD_3D_ADVANCED", "IMAGECOMPARE"}
 """Types of inputs whose value the browser makes at the moment of sending: a photo, a recording, a rendered scene."""
 CUSTOM_COMBO = "CustomCombo"
-"""The node whose choices are typed in by the user; its index and its choices are widgets that it does not declare."""
+"""The node whose choices are typed in by the user, into widgets that it does not declare."""
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
 DYNAMIC_TYPES = {DYNAMIC_COMBO, "COMFY_AUTOGROW_V3", "COMFY_DYNAMICSLOT_V3"}
 SEEDS = ("seed", "noise_seed")
@@ -34,6 +30,10 @@ SEEDS = ("seed", "noise_seed")
 UPLOADS = ("image_upload", "audio_upload", "video_upload", "animated_image_upload", "file_upload")
 """Options of an input that lets the user choose a file on their own machine."""
 NAMED_AFTER_SAVING = "filename_prefix"
+CHOICES_OR_COMMENTS = re.compile(r"\{[^{}]*\}|\\[{}|]|//|/\*")
+"""What the editor works out in a prompt: one of {a|b}, a backslash before one of these, a comment."""
+FILLED_IN_NAME = re.compile(r"%date:[^%]+%|%[^%.]+\.[^%.]+%")
+"""What the editor fills into a file name; %year% and its like are left to the server."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,7 @@ def saved_values(node: Mapping[str, Json], description: Mapping[str, Json]) -> d
     ``node`` is the node of the canvas file, ``description`` its class in /object_info. Widgets that the file says
     nothing of have their defaults, as they have in the editor.
     """
-    declared = declared_inputs(description)
-    fixed = {item.name: FIXED_VALUES[item.type] for item in declared if item.type in FIXED_VALUES}
-    values = read_values(node, description, [item for item in declared if item.has_widget])
-    if node["type"] == CUSTOM_COMBO and "choice" in values:
-        values["index"] = index_of_choice(values["choice"], node.get("widgets_values"))
-    return fixed | values
+    return read_values(node, description, [item for item in declared_inputs(description) if item.has_widget])
 
 
 def read_values(node: Mapping[str, Json], description: Mapping[str, Json], inputs: Sequence[Input]) -> dict[str, Json]:
@@ -142,12 +137,6 @@ def read_values(node: Mapping[str, Json], description: Mapping[str, Json], input
     if names and (saved is None or list(names) != [name for name, _, _ in placed][: len(names)]):
         return by_name(inputs, names)
     return {name: value for name, value, sent in placed if sent}
-
-
-def index_of_choice(choice: Json, saved: Json) -> int:
-    """The place of ``choice`` among what the user of a Custom Combo typed in, which follows choice and index."""
-    typed = saved[2:] if isinstance(saved, list) else []
-    return typed.index(choice) if choice in typed else -1
 
 
 def by_position(inputs: Sequence[Input], values: Sequence[Json]) -> list[tuple[str, Json, bool]]:
@@ -196,53 +185,14 @@ def without_forced(description: Mapping[str, Json], values: Sequence[Json]) -> S
     return [value for value, keep in zip(values, kept, strict=True) if keep]
 
 
-def expand_choices(text: str, chance: random.Random) -> str:
-    """A prompt as the editor sends it: without comments, and with one of each ``{a|b}`` chosen by ``chance``.
-
-    A backslash keeps ``{``, ``}`` and ``|`` as they are.
-    """
-    text = re.sub(r"/\*.*?\*/|//[^\n\r]*", "", text, flags=re.DOTALL)
-    innermost = re.compile(r"(?<!\\)\{((?:\\.|[^{}\\])*)\}", re.DOTALL)
-    while True:
-        # From the inside out, so that a choice may hold choices; one that is not closed stays as it is.
-        expanded = innermost.sub(lambda match: chance.choice(re.split(r"(?<!\\)\|", match[1])), text)
-        if expanded == text:
-            return re.sub(r"\\([{}|])", r"\1", text)
-        text = expanded
-
-
-def expand_file_name(text: str, widget: Mapping[tuple[str, str], Json], now: datetime.datetime) -> str:
-    """A file name as the editor sends it: ``%date:yyyy-MM-dd%`` and ``%Node.widget%`` are filled in.
-
-    ``widget`` holds values by (name of the node, name of the widget). What is not known is left for the server.
-    """
-
-    def fill(match: re.Match) -> str:
-        if match[1].startswith("date:"):
-            return expand_date(match[1].removeprefix("date:"), now)
-        name, dot, wanted = match[1].partition(".")
-        if not dot or "." in wanted or (name, wanted) not in widget:
-            return match[0]
-        return re.sub(r'[/?<>\\:*|"\x00-\x1f\x7f]', "_", as_text(widget[name, wanted]))
-
-    return re.sub(r"%([^%]+)%", fill, text)
-
-
-def as_text(value: Json) -> str:
-    """A value as JavaScript writes it into a text."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return "" if value is None else str(value)
-
-
-def expand_date(text: str, now: datetime.datetime) -> str:
-    parts = {"d": now.day, "M": now.month, "h": now.hour, "m": now.minute, "s": now.second}
-
-    def fill(match: re.Match) -> str:
-        if match[0][0] == "y":
-            return {"yy": f"{now.year % 100:02}", "yyyy": str(now.year)}.get(match[0], match[0])
-        return str(parts[match[0][0]]).zfill(len(match[0]))
-
-    return re.sub(r"dd?|MM?|hh?|mm?|ss?|yyy?y?", fill, text)
+def made_in_the_browser(item: Input, value: Json) -> str | None:
+    """What the editor would work out in an input before it sends the workflow; None where it sends it as it is."""
+    if item.type in BROWSER_TYPES:
+        return "a value that the browser makes"
+    if not isinstance(value, str):
+        return None
+    if item.options.get("dynamicPrompts") and (found := CHOICES_OR_COMMENTS.search(value)):
+        return f"{found[0]!r}, a choice or a comment"
+    if item.name == NAMED_AFTER_SAVING and (found := FILLED_IN_NAME.search(value)):
+        return f"{found[0]!r}, a part of the name that it fills in"
+    return None

@@ -1,5 +1,7 @@
 """``scripts/run_workflow.py`` as its users start it, against a real ComfyUI server."""
 
+import asyncio
+import contextlib
 import json
 import os
 import re
@@ -41,7 +43,7 @@ def picture(width=16, prefix="picture", **more):
 
 def slow():
     """A workflow that takes minutes, and stops where it is told to."""
-    prompt = json.loads((ROOT / "tests" / "workflows" / "text_to_video" / "api.json").read_text(encoding="utf-8"))
+    prompt = json.loads((ROOT / "workflows" / "api" / "text_to_video.json").read_text(encoding="utf-8"))
     for node in prompt.values():
         if node["class_type"] == "HappyHorseEmptyLatent":
             node["inputs"] |= {"width": 96, "height": 64, "seconds": 1.0}
@@ -61,9 +63,9 @@ class Script:
     def command(self, workflow, *arguments, url=None):
         path = self.folder / "workflow.json"
         path.write_text(workflow if isinstance(workflow, str) else json.dumps(workflow), encoding="utf-8")
-        # -I and -S: nothing but the standard library can be imported.
+        # -I: as for somebody else, with nothing of this folder or of the environment.
         places = ["--output", str(self.output), "--server", url or self.url]
-        return [sys.executable, "-I", "-S", str(SCRIPT), str(path), *places, *map(str, arguments)]
+        return [sys.executable, "-I", str(SCRIPT), str(path), *places, *map(str, arguments)]
 
     def __call__(self, workflow, *arguments, url=None):
         return subprocess.run(
@@ -172,6 +174,13 @@ def test_the_text_to_video_workflow(script):
         assert clip.streams.audio
 
 
+def test_the_pony_in_api_form(script):
+    run = script((ROOT / "workflows" / "api" / "pony.json").read_text(encoding="utf-8"))
+    assert run.returncode == DONE, run.stderr
+    with av.open(run.stdout.strip()) as clip:
+        assert (clip.streams.video[0].width, clip.streams.video[0].height) == (64, 64)
+
+
 def test_a_folder_whose_name_the_terminal_cannot_show(script):
     script.output = script.folder / "größe"
     command = [part for part in script.command(picture(prefix="shown")) if part != "-I"]  # it would hide the variable
@@ -189,6 +198,7 @@ def test_a_folder_whose_name_the_terminal_cannot_show(script):
 def test_files_are_uploaded_under_a_name_of_their_own(script, comfy_server, tmp_path):
     comfy_server.put_input(b"something else", "mine.png")
     Image.new("RGB", (20, 12)).save(tmp_path / "mine.png")
+    Image.new("RGB", (28, 12)).save(tmp_path / 'größe "1%20".png')
     workflow = {
         "1": {"class_type": "LoadImage", "inputs": {"image": "other.png"}},
         "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "loaded"}},
@@ -204,6 +214,10 @@ def test_files_are_uploaded_under_a_name_of_their_own(script, comfy_server, tmp_
     assert run.returncode == DONE, run.stderr
     assert Image.open(run.stdout.strip()).size == (20, 12)
     assert not (comfy_server.input / "mine (2).png").exists(), "the same file is stored once"
+
+    run = script(workflow, "--set", 'LoadImage.image=größe "1%20".png')
+    assert run.returncode == DONE, run.stderr
+    assert Image.open(run.stdout.strip()).size == (28, 12)
 
 
 def test_a_wrong_setting_is_told_before_anything_is_sent(script):
@@ -318,21 +332,17 @@ def test_wrong_arguments(local, arguments, message):
     assert run.returncode == WRONG and message in run.stderr and "Traceback" not in run.stderr
 
 
-def test_help_explains_everything():
+def test_a_python_without_the_libraries_is_told_what_to_do():
     answer = subprocess.run([sys.executable, "-I", "-S", str(SCRIPT), "--help"], capture_output=True, text=True)
+    assert answer.returncode != 0 and "Traceback" not in answer.stderr
+    assert "lacks aiohttp and tqdm" in answer.stderr and "-m pip install aiohttp tqdm" in answer.stderr
+
+
+def test_help_explains_everything():
+    answer = subprocess.run([sys.executable, "-I", str(SCRIPT), "--help"], capture_output=True, text=True)
     assert answer.returncode == 0
-    for word in (
-        "--set",
-        "--output",
-        "--server",
-        "--timeout",
-        "--upload",
-        "--verbose",
-        "NODE.INPUT=VALUE",
-        "130",
-        "8188",
-    ):
-        assert word in answer.stdout
+    words = ("--set", "--output", "--server", "--timeout", "--upload", "--verbose", "NODE.INPUT=VALUE", "130", "8188")
+    assert not [word for word in words if word not in answer.stdout]
 
 
 # the queue, interruption, lost connections
@@ -404,26 +414,24 @@ class Relay:
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client):
-        request = client.recv(65536)
         upstream = socket.create_connection(("127.0.0.1", self._target), 30)
+        threading.Thread(target=self._pump, args=(upstream, client), daemon=True).start()
         with client, upstream:
-            if request.startswith(b"GET /ws"):
-                if self._cut == "after":
-                    upstream.sendall(request)
-                    client.sendall(upstream.recv(65536))
-                    time.sleep(0.3)
-                return
-            upstream.sendall(request)
-            threading.Thread(target=self._pump, args=(client, upstream), daemon=True).start()
-            self._pump(upstream, client)
+            self._pump(client, upstream)
+            for end in (client, upstream):
+                with contextlib.suppress(OSError):  # it ended by itself
+                    end.shutdown(socket.SHUT_RDWR)
 
-    @staticmethod
-    def _pump(source, target):
-        try:
+    def _pump(self, source, target):
+        with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                opens = data.startswith(b"GET /ws")
+                if opens and self._cut == "before":
+                    return
                 target.sendall(data)
-        except OSError:
-            return
+                if opens:
+                    time.sleep(0.3)
+                    return
 
 
 def test_without_the_servers_messages_the_result_comes_all_the_same(script, comfy_server):
@@ -456,8 +464,12 @@ def test_a_connection_that_breaks_while_the_job_waits(script, comfy_server):
 
 
 def test_a_job_that_the_server_does_not_know(script):
+    async def wait():
+        async with Server(script.url) as server:
+            await Job(server, picture(), None).wait(20)
+
     with pytest.raises(RunFailedError, match="does not know the job any more"):
-        Job(Server(script.url), picture(), None).wait(20)
+        asyncio.run(wait())
 
 
 # files

@@ -4,9 +4,7 @@ The node descriptions are those of core nodes, cut down to what the editor goes 
 """
 
 import copy
-import datetime
 import json
-import random
 
 import pytest
 
@@ -121,7 +119,7 @@ def canvas(nodes, links=(), **more):
 
 
 def inputs_of(workflow, key):
-    return to_api(workflow, OBJECT_INFO, chance=random.Random(0))[key]["inputs"]
+    return to_api(workflow, OBJECT_INFO)[key]["inputs"]
 
 
 def between(middle, *, type_="IMAGE", extra=()):
@@ -238,11 +236,7 @@ def test_a_widget_made_into_an_input_keeps_its_place_and_takes_the_link():
 
 
 def test_lists_as_values_are_told_from_links():
-    assert inputs_of(canvas([node(1, "ImageCompare", [])]), "1") == {"compare_view": {"__value__": ["", ""]}}
-
-
-def test_index_of_a_custom_combo():
-    assert inputs_of(canvas([node(1, "CustomCombo", ["b", 0, "a", "b", ""])]), "1") == {"choice": "b", "index": 1}
+    assert inputs_of(canvas([node(1, "SaveImage", [["a", 0]])]), "1") == {"filename_prefix": {"__value__": ["a", 0]}}
 
 
 def test_images_of_a_growing_input():
@@ -452,13 +446,37 @@ def test_missing_nodes_are_named_unless_they_do_not_run():
 
 
 def test_group_nodes_are_named():
-    with pytest.raises(WorkflowError, match=r"group nodes.*workflow>Two nodes.*ungroup"):
+    with pytest.raises(WorkflowError, match=r"group nodes.*workflow>Two nodes.*Export \(API\)"):
         to_api(between(node(2, "workflow>Two nodes", [], [("image", "IMAGE", 1)])), OBJECT_INFO)
 
 
-def test_what_only_a_browser_can_make_is_refused():
-    with pytest.raises(WorkflowError, match=r"Node 4 \(Load3D\) takes its image from the browser"):
-        to_api(canvas([node(4, "Load3D", ["none"])]), OBJECT_INFO)
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        ("Load3D", ["none"], "its image holds a value that the browser makes"),
+        ("ImageCompare", [], "its compare_view holds a value that the browser makes"),
+        ("CustomCombo", ["b", 0, "a", "b", ""], "has widgets that the browser adds"),
+        ("CLIPTextEncode", ["a {red|blue} horse"], r"its text holds '\{red\|blue\}', a choice or a comment"),
+        ("CLIPTextEncode", ["a horse // not a cow"], "its text holds '//'"),
+        ("CLIPTextEncode", ["a /* red */ horse"], r"its text holds '/\*'"),
+        ("CLIPTextEncode", [r"\{braces\}"], "its text holds"),
+        ("SaveImage", ["%date:yyyy%/a"], "its filename_prefix holds '%date:yyyy%'"),
+        ("SaveImage", ["%Size.width%"], "its filename_prefix holds '%Size.width%'"),
+    ],
+)
+def test_what_the_browser_works_out_is_refused(kind, values, message):
+    with pytest.raises(WorkflowError, match=rf"^Node 4 \({kind}\).*{message}.*Workflow > Export \(API\)"):
+        to_api(canvas([node(4, kind, values)]), OBJECT_INFO)
+
+
+@pytest.mark.parametrize("text", ["{open", "closed}", "a | b", "%", "50% and {", "\\n", "a / b"])
+def test_prompts_that_the_browser_sends_as_they_are(text):
+    assert inputs_of(canvas([node(1, "CLIPTextEncode", [text])]), "1") == {"text": text}
+
+
+@pytest.mark.parametrize("text", ["%year%_%width%", "{a|b}", "50%.5%", "a//b"])
+def test_file_names_that_the_browser_sends_as_they_are(text):
+    assert inputs_of(canvas([node(1, "SaveImage", [text])]), "1") == {"filename_prefix": text}
 
 
 @pytest.mark.parametrize(
@@ -475,22 +493,6 @@ def test_damage_is_named(damage):
     damage(workflow)
     with pytest.raises(WorkflowError, match="The workflow is damaged"):
         to_api(workflow, OBJECT_INFO)
-
-
-# texts
-
-
-def test_only_prompts_choose():
-    assert inputs_of(canvas([node(1, "CLIPTextEncode", ["{a|a}"])]), "1")["text"] == "a"
-    assert inputs_of(canvas([node(1, "SaveImage", ["{a|b}"])]), "1")["filename_prefix"] == "{a|b}"
-
-
-def test_file_names_are_filled_in():
-    workflow = between(node(2, "ImageInvert", [], [("image", "IMAGE", 1)]))
-    workflow["nodes"][0] |= {"title": "Size", "properties": {"Node name for S&R": "EmptyImage"}}
-    workflow["nodes"][2]["widgets_values"] = ["%Size.width%x%EmptyImage.height%_%Size.nothing%_%year%_%date:yyyy%"]
-    written = inputs_of(workflow, "3")["filename_prefix"]
-    assert written == f"8x4_%Size.nothing%_%year%_{datetime.datetime.now().year}"
 
 
 def test_it_can_be_sent():

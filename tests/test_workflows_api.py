@@ -47,8 +47,11 @@ def server(comfy_server):
 # --- canvas and API formats -------------------------------------------------------------------------------------------
 
 
-def test_files_are_those_that_the_script_writes():
-    assert not [path for path, text in build_workflows.files().items() if path.read_text(encoding="utf-8") != text]
+def test_files_are_those_that_the_script_writes(server):
+    # Otherwise: python scripts/build_workflows.py --server ADDRESS
+    wanted = build_workflows.files(server.object_info())
+    assert not [path.name for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]
+    assert {path.parent.name for path in wanted} == {"workflows", "api"} and len(wanted) == 2 * len(NAMES)
 
 
 @each_workflow
@@ -168,6 +171,13 @@ def test_workflow_ends_with_a_video_with_sound_and_a_clean_log(server, name):
     assert_clean(server.log_text()[before:])
 
 
+@each_workflow
+def test_server_takes_the_api_file_as_it_is(server, name):
+    prompt_id = server.submit(api(name))  # PromptRefusedError where an input does not fit
+    server.post("/queue", {"delete": [prompt_id]})
+    server.post("/interrupt", {"prompt_id": prompt_id})
+
+
 def latents(server, name: str, **values: float) -> dict[str, bytes]:
     """The bytes of the clean latents, video and audio, of a run in which no node's result is taken from the cache."""
     server.forget_results()
@@ -276,6 +286,7 @@ def test_empty_prompt_is_refused(server):
 
 
 def test_workflows_are_listed_as_templates(server):
+    """Those of the canvas, and not the ones in API form beside them, which the editor would open without a layout."""
     assert sorted(server.get("/workflow_templates")[PACK_NAME]) == sorted(NAMES)
 
 

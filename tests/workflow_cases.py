@@ -32,7 +32,7 @@ def canvas(name: str) -> dict:
 
 
 def api(name: str) -> dict:
-    return json.loads((ROOT / "tests" / "workflows" / name / "api.json").read_text(encoding="utf-8"))
+    return json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def nodes_of(prompt: dict, kind: str) -> list[str]:
