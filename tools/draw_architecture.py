@@ -18,7 +18,7 @@ PICTURE = ROOT / "docs" / "images" / "architecture.svg"
 CORE = "happyhorse_core"
 UPPER, GROUND = f"{CORE} (upper)", f"{CORE} (ground)"
 TITLES = {UPPER: f"{CORE}: what joins the parts", GROUND: f"{CORE}: what all may use", "pack": "__init__.py"}
-BOX_HEIGHT, FLOOR, SPACE, MARGIN, LETTER = 30, 62, 22, 24, 6.4
+BOX_HEIGHT, FLOOR, SPACE, MARGIN, LETTER, GAP = 30, 62, 22, 24, 6.4, 8
 INK, PAPER, RED = "#33404d", "#ffffff", "#d1242f"
 FILLS = {"nodes": "#dbe9f9", "core": "#e6f2dc", "edge": "#f3ecd9"}
 
@@ -160,8 +160,8 @@ def draw(graph, names):
     floors = floors_of(forward)
     arrows = [(box, other) for box, others in reduced(forward).items() for other in others]
     texts = {box: wrap(lines_of(box, names[box]), 44 if "(" not in box and box != "nodes" else 84) for box in graph}
-    rows = [order_row(row) for row in rows_of(floors)]
-    sizes = {box: size_of(box, texts[box]) for box in graph}
+    rows = with_gaps(rows_of(floors), floors, arrows)
+    sizes = {item: size_of(item, texts[item]) if item in texts else (GAP, 0) for row in rows for item in row}
     width = 2 * MARGIN + max(sum(sizes[box][0] for box in row) + SPACE * (len(row) - 1) for row in rows)
     places, y = {}, MARGIN
     for row in rows:
@@ -171,10 +171,12 @@ def draw(graph, names):
         for box in row:
             places[box] = (x, y, *sizes[box])
             x += sizes[box][0] + gap
-        y += max(sizes[box][1] for box in row) + FLOOR
+        tall = max(sizes[box][1] for box in row)
+        places |= {item: (*places[item][:3], tall) for item in row if item not in graph}
+        y += tall + FLOOR
     height = y - FLOOR + MARGIN
     shapes = [arrow(places, *pair, INK) for pair in arrows] + [arrow(places, *pair, RED) for pair in sorted(against)]
-    shapes += [picture_of(box, places[box], texts[box]) for box in places]
+    shapes += [picture_of(box, places[box], texts[box]) for box in places if box in graph]
     head = "".join(marker(name, colour) for name, colour in (("ink", INK), ("red", RED)))
     return "\n".join(
         [
@@ -189,13 +191,21 @@ def draw(graph, names):
 
 
 def rows_of(floors):
-    """Boxes by floor, the highest first."""
-    return [sorted(box for box in floors if floors[box] == floor) for floor in range(max(floors.values()), -1, -1)]
+    """Boxes by floor, the highest first, ComfyUI's side to the left."""
+    rows = [[box for box in floors if floors[box] == floor] for floor in range(max(floors.values()), -1, -1)]
+    return [sorted(row, key=lambda box: (not box.startswith("nodes"), box)) for row in rows]
 
 
-def order_row(row):
-    """What ComfyUI loads first to the left of what only the core uses."""
-    return sorted(row, key=lambda box: (not box.startswith("nodes"), box))
+def with_gaps(rows, floors, arrows):
+    """The rows with a gap, (above, below, floor), for each arrow that has to pass one, at the side that it goes to."""
+    rows = [list(row) for row in rows]
+    for above, below in sorted(arrows):
+        target = rows[-1 - floors[below]]
+        left = 2 * target.index(below) + 1 < len(target)
+        for floor in range(floors[below] + 1, floors[above]):
+            row = rows[-1 - floor]
+            row.insert(0 if left else len(row), (above, below, floor))
+    return rows
 
 
 def size_of(box, text):
@@ -220,20 +230,34 @@ def picture_of(box, place, text):
 
 
 def arrow(places, above, below, colour):
-    """From the lower edge of one box to the upper edge of the other, curved so that lines can be told apart."""
+    """From the lower edge of one box to the upper edge of the other, through the gaps between that are left for it."""
     start, end = places[above], places[below]
     down = end[1] > start[1]
     x1, y1 = start[0] + start[2] / 2, start[1] + (start[3] if down else 0)
     x2, y2 = end[0] + end[2] / 2, end[1] + (0 if down else end[3])
+    passed = (places[item] for item in places if isinstance(item, tuple) and item[:2] == (above, below))
+    gaps = sorted(passed, key=lambda gap: gap[1])
     # Lines spread over the edges of wide boxes instead of meeting in one point.
-    shift = max(-0.4, min(0.4, (x2 - x1) / 1400))
-    x1, x2 = x1 + shift * start[2], x2 - shift * end[2]
-    bend = (y2 - y1) * 0.45
+    first, last = (gaps[0][0], gaps[-1][0]) if gaps else (x2, x1)
+    x1 += max(-0.4, min(0.4, (first - x1) / 1400)) * start[2]
+    x2 += max(-0.4, min(0.4, (last - x2) / 1400)) * end[2]
+    path, x, y = f"M{x1:.1f} {y1:.1f}", x1, y1
+    if down:
+        # Past the taller boxes beside it first.
+        y = max(place[1] + place[3] for place in places.values() if place[1] == start[1])
+        path += f"V{y:.1f}"
+    for gap in gaps:
+        path += curve(x, y, gap[0], gap[1]) + f"V{gap[1] + gap[3]:.1f}"
+        x, y = gap[0], gap[1] + gap[3]
+    path += curve(x, y, x2, y2)
     name = "red" if colour == RED else "ink"
-    return (
-        f'<path d="M{x1:.1f} {y1:.1f}C{x1:.1f} {y1 + bend:.1f} {x2:.1f} {y2 - bend:.1f} {x2:.1f} {y2:.1f}" '
-        f'fill="none" stroke="{colour}" stroke-width="1.3" marker-end="url(#{name})"/>'
-    )
+    return f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.3" marker-end="url(#{name})"/>'
+
+
+def curve(x1, y1, x2, y2):
+    """An S from one point to another, upright at both ends."""
+    bend = (y2 - y1) * 0.45
+    return f"C{x1:.1f} {y1 + bend:.1f} {x2:.1f} {y2 - bend:.1f} {x2:.1f} {y2:.1f}"
 
 
 def marker(name, colour):
