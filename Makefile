@@ -45,5 +45,5 @@ format: setup
 	"$(VENV_PYTHON)" -m ruff format .
 
 clean:
-	rm -rf "$(VENV)" .cache .ruff_cache .pytest_cache tests/.pytest_cache output/demo.mp4 output/demo.png
+	rm -rf "$(VENV)" .cache .ruff_cache .pytest_cache tests/.pytest_cache build happyhorse.egg-info output/demo.mp4 output/demo.png
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

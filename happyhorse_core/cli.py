@@ -1,4 +1,4 @@
-"""The command line: ``python -m happyhorse_core --help``."""
+"""The command line: ``happyhorse --help``, or ``python -m happyhorse_core --help`` where it is not installed."""
 
 import argparse
 import logging
@@ -48,7 +48,7 @@ PARTS = ("transformer", "text_encoder", "video_decoder", "audio_vae", "image_enc
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
-        prog="python -m happyhorse_core",
+        prog="python -m happyhorse_core" if Path(sys.argv[0]).name == "__main__.py" else "happyhorse",
         description="Video and sound from one prompt, with checkpoints of the daVinci-MagiHuman architecture.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -1,6 +1,6 @@
 """``python -m scripts.memory_table``: which precision fits which card, computed from the released sizes.
 
-``--check`` compares the table with the README's and fails if it is another; ``--write`` puts it there.
+``--check`` compares the table with that of docs/memory.md and fails if it is another; ``--write`` puts it there.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 from happyhorse_core.memory import activation_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "memory.md"
 FULL_SIZE = ROOT / "tests" / "golden" / "full_size_transformer.json"
 START, END = "<!-- memory table, from scripts/memory_table.py -->", "<!-- end of the memory table -->"
 
@@ -68,14 +68,14 @@ def table() -> str:
 def main() -> int:
     """Prints, checks or writes the table."""
     parser = argparse.ArgumentParser(description="Memory that the transformer needs, by size and card.")
-    parser.add_argument("--check", action="store_true", help="fail if the README holds another table")
-    parser.add_argument("--write", action="store_true", help="put the table into the README")
+    parser.add_argument("--check", action="store_true", help="fail if docs/memory.md holds another table")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/memory.md")
     args = parser.parse_args()
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     before, after = text.partition(START)[0], text.partition(END)[2]
     wanted = f"{before}{START}\n\n{table()}\n\n{END}{after}"
     if args.write:
-        README.write_text(wanted, encoding="utf-8")
+        PAGE.write_text(wanted, encoding="utf-8")
     elif args.check:
         return int(text != wanted)
     else:

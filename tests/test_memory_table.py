@@ -1,10 +1,10 @@
-"""The README's memory table is the one that the released sizes give."""
+"""The memory table of docs/memory.md is the one that the released sizes give."""
 
 from scripts import memory_table
 
 
-def test_the_readme_holds_the_computed_table():
-    text = memory_table.README.read_text(encoding="utf-8")
+def test_the_page_holds_the_computed_table():
+    text = memory_table.PAGE.read_text(encoding="utf-8")
     found = text.partition(memory_table.START)[2].partition(memory_table.END)[0].strip()
     assert found == memory_table.table(), "run: python -m scripts.memory_table --write"
 

@@ -44,7 +44,7 @@ def contact_sheet(frames, waveform, path, columns=8, rows=1, *, rate=None, fps=2
         sheet.paste(small, (MARGIN + column * width, MARGIN + row * band))
     if wave is not None:
         for row, part in enumerate(np.array_split(wave, rows, axis=1)):
-            drawn = _draw_wave(part, columns * width - GAP, np.abs(wave).max())
+            drawn = draw_wave(part, columns * width - GAP, np.abs(wave).max())
             sheet.paste(Image.fromarray(drawn), (MARGIN, MARGIN + row * band + height + GAP))
     sheet.save(path)
 
@@ -57,7 +57,7 @@ def _fit(waveform, rate, seconds):
     return np.pad(waveform[:, :length], ((0, 0), (0, max(length - waveform.shape[1], 0))))
 
 
-def _draw_wave(waveform, width, loudest):
+def draw_wave(waveform, width, loudest):
     """[channels * WAVE_HEIGHT, width, 3]: per column the reach of its samples from 0, one channel above the other."""
     picture = np.full((len(waveform) * WAVE_HEIGHT, width, 3), PAPER, np.uint8)
     edges = np.linspace(0, waveform.shape[1], width + 1).astype(int)
