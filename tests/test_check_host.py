@@ -77,7 +77,11 @@ def test_a_host_that_has_all_passes(check):
         ("def predict_noise", "def predict", ["guider.py", "TwoStreamGuider.predict_noise", "found neither"]),
         ("options={}, seed=None):", "options={}, seed=None, regions=None):", ["predict_noise", "regions", "ours is"]),
         ("model_patcher, self.conds", "model_patcher, self.conditions", ["guider.py", "CFGGuider().conds", "missing"]),
-        ("def __init__(self, model_patcher)", "def __init__(self, model_patcher, cfg)", ["guider.py", "__init__", "'cfg'"]),
+        (
+            "def __init__(self, model_patcher)",
+            "def __init__(self, model_patcher, cfg)",
+            ["guider.py", "__init__", "'cfg'"],
+        ),
         ("class CFG", "import a_library_that_is_not_there\nclass CFG", ["samplers", "a_library_that_is_not_there"]),
     ],
     ids=["name", "keyword", "position", "method", "parameter", "attribute", "constructor", "import"],
