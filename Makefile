@@ -11,7 +11,7 @@ VENV_PYTHON := $(VENV)/bin/python
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint format clean
+.PHONY: help setup demo test bench lint format check-host clean
 
 help:
 	@echo "make demo    set up .venv, then write output/demo.mp4 and a sheet of its pictures with the Pony"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench   set up .venv, then time each stage beside its floor; ARGS='--device cuda' chooses the device"
 	@echo "make lint    set up .venv, then check the code's style"
 	@echo "make format  set up .venv, then put the code into that style"
+	@echo "make check-host    say whether a ComfyUI still has all that the nodes use of it; COMFYUI_PATH names it"
 	@echo "make clean   remove .venv and everything else that these commands made"
 	@echo "PYTHON=python3.12 chooses the Python; COMFYUI_PATH and COMFYUI_PYTHON say which ComfyUI the tests run in."
 
@@ -43,6 +44,9 @@ lint: setup
 format: setup
 	"$(VENV_PYTHON)" -m ruff check --fix .
 	"$(VENV_PYTHON)" -m ruff format .
+
+check-host: setup
+	@"$(VENV_PYTHON)" -m tools.check_host $(ARGS)
 
 clean:
 	rm -rf "$(VENV)" .cache .ruff_cache .pytest_cache tests/.pytest_cache build happyhorse.egg-info output/demo.mp4 output/demo.png

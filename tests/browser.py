@@ -3,14 +3,21 @@
 import io
 import os
 import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
 
-from comfy_host import PACK_NAME, ComfyServer
+from comfy_host import PACK_NAME, ROOT, ComfyServer
 
+FRONT_END = "comfyui-frontend-package"
+NEWEST_FRONT_END = "1.58.1"
+"""The newest release of the editor, which people get before the host that is here pins it."""
 WIDTH, HEIGHT = 1600, 900
 THUMBNAIL = (790, 90, 1515, 815)
 FLAGS = (
@@ -90,6 +97,34 @@ def find_chromium() -> str:
         if found:
             return found
     raise NoBrowserError(f"no Chromium found ({', '.join(names)}); install one, or name it with CHROMIUM")
+
+
+class NoFrontEndError(LookupError):
+    """Says in one line why the tests can't run with another release of the editor."""
+
+
+def fetch_front_end(version: str = NEWEST_FRONT_END) -> Path:
+    """The folder for ``--front-end-root``, fetched once and only unpacked, never installed. Raises NoFrontEndError."""
+    folder = ROOT / ".cache" / f"frontend-{version}"
+    static = folder / FRONT_END.replace("-", "_") / "static"
+    if static.is_dir():
+        return static
+    folder.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}-") as unfinished:
+        pip = [sys.executable, "-m", "pip", "download", "-qq", "--disable-pip-version-check", "--no-deps"]
+        limits = ["--retries", "1", "--timeout", "20", "--only-binary=:all:", "--dest", unfinished]
+        done = subprocess.run([*pip, *limits, f"{FRONT_END}=={version}"], capture_output=True, text=True, check=False)
+        wheel = next(Path(unfinished).glob("*.whl"), None)
+        if done.returncode or wheel is None:
+            raise NoFrontEndError(f"{FRONT_END} {version} can't be had: pip download ended with {done.returncode}")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(Path(unfinished) / "files")
+        try:
+            (Path(unfinished) / "files").rename(folder)
+        except OSError:  # another run was faster
+            if not static.is_dir():
+                raise
+    return static
 
 
 @contextmanager

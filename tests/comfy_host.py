@@ -140,7 +140,7 @@ class ComfyServer:
         self.output = base / "output"
         self.log = base / "server.log"
         self.port = 0
-        self._arguments = list(arguments)
+        self.arguments = list(arguments)
         self._process: subprocess.Popen | None = None
         for folder in (self.models, self.input, self.output, base / "custom_nodes"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -178,7 +178,7 @@ class ComfyServer:
         network = ["--listen", "127.0.0.1", "--port", str(self.port), "--disable-api-nodes", "--disable-auto-launch"]
         packs = ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK_NAME]
         main = str(self.host.path / "main.py")
-        return [str(self.host.python), main, "--cpu", *places, *network, *packs, *self._arguments]
+        return [str(self.host.python), main, "--cpu", *places, *network, *packs, *self.arguments]
 
     def _wait_until_ready(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 sys.path.append(str(ROOT / "tests"))
 
-from browser import NoBrowserError, open_browser  # noqa: E402
+from browser import NoBrowserError, NoFrontEndError, fetch_front_end, open_browser  # noqa: E402
 from comfy_host import INSIDE, ComfyServer, ComfyUINotFoundError, find_comfyui  # noqa: E402
 
 if not os.environ.get(INSIDE):
@@ -71,12 +71,27 @@ def comfyui():
 @pytest.fixture(scope="session")
 def comfy_server(comfyui, tmp_path_factory):
     """One ComfyUI server for all tests, with the tiny models of random weights in its model folders."""
+    with tiny_server(comfyui, tmp_path_factory.mktemp("comfyui")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def newest_server(comfyui, tmp_path_factory):
+    """Such a server with the newest editor; a test that asks for it is skipped where that can't be had."""
+    try:
+        front_end = fetch_front_end()
+    except NoFrontEndError as error:
+        raise NotHere(str(error)) from None
+    arguments = ["--front-end-root", str(front_end)]
+    with tiny_server(comfyui, tmp_path_factory.mktemp("comfyui_newest"), arguments) as server:
+        yield server
+
+
+def tiny_server(comfyui, base, arguments=()):
     from tools.make_tiny_checkpoints import write_stack
 
-    base = tmp_path_factory.mktemp("comfyui")
     write_stack(base / "models", "comfyui", 0)
-    with ComfyServer(comfyui, base) as server:
-        yield server
+    return ComfyServer(comfyui, base, arguments=arguments)
 
 
 @pytest.fixture(scope="module")

@@ -5,26 +5,34 @@ HAPPYHORSE_PICTURES=1 makes the run write the pictures of docs/images, which the
 
 import json
 import os
+import re
 
 import pytest
 from PIL import Image
 
-from browser import HEIGHT, WIDTH, Editor
+from browser import HEIGHT, NEWEST_FRONT_END, WIDTH, Editor, NoFrontEndError, fetch_front_end
 from comfy_host import ROOT
 from workflow_cases import NAMES, NOTES, api, canvas, put_files
 
 PICTURES = ROOT / "docs" / "images"
 WRITE_PICTURES = bool(os.environ.get("HAPPYHORSE_PICTURES"))
 LARGEST_PICTURE, LARGEST_THUMBNAIL = 300_000, 50_000
+FRONT_ENDS = {"pinned": "comfy_server", "newest": "newest_server"}
+"""The editor that the host asks for, and the newest, by the server that has it."""
 RENDERERS = {"classic": False, "nodes_2": True}
 
 each_workflow = pytest.mark.parametrize("name", NAMES)
 
 
-@pytest.fixture(scope="module")
-def server(comfy_server):
-    put_files(comfy_server)
-    return comfy_server
+@pytest.fixture(scope="module", params=FRONT_ENDS)
+def server(request):
+    chosen = request.getfixturevalue(FRONT_ENDS[request.param])
+    put_files(chosen)
+    return chosen
+
+
+def is_pinned(server) -> bool:
+    return "--front-end-root" not in server.arguments
 
 
 @pytest.fixture(scope="module", params=RENDERERS)
@@ -83,6 +91,20 @@ def holds(outer: list[float], inner: list[float]) -> bool:
     return all(a >= b for a, b in inside) and all(a + size <= b + whole for a, size, b, whole in ends)
 
 
+def test_the_editor_is_the_one_that_is_meant(browser, server, comfyui):
+    pin = re.search(r"^comfyui-frontend-package==(\S+)", (comfyui.path / "requirements.txt").read_text(), re.MULTILINE)
+    meant = pin[1] if is_pinned(server) else NEWEST_FRONT_END
+    with Editor(browser, server) as editor:
+        assert editor.page.evaluate("() => window.__COMFYUI_FRONTEND_VERSION__") == meant
+
+
+def test_an_editor_that_can_not_be_had_is_named(monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(NoFrontEndError, match="comfyui-frontend-package 0.0.0 can't be had"):
+        fetch_front_end("0.0.0")
+    assert not list((ROOT / ".cache").glob("frontend-0.0.0*"))
+
+
 def test_what_is_wrong_with_a_workflow_would_be_seen(browser, server):
     graph = canvas("text_to_video")
     wrong = next(node for node in graph["nodes"] if node["type"] == "HappyHorseSampler")
@@ -111,7 +133,7 @@ def test_run_shows_its_video_on_the_page(browser, server):
         (path,) = server.files_of(list(history.values())[-1])
         assert path.name in video["src"]
         assert not editor.complains() and not editor.problems
-        if WRITE_PICTURES:
+        if WRITE_PICTURES and is_pinned(server):
             editor.look_at(canvas("pony")["extra"]["ds"])
             editor.picture(PICTURES / "run_pony.png")
 
@@ -137,13 +159,15 @@ def test_editor_in_chinese_shows_chinese_nodes(browser, server):
         assert {node["title"] for node in untitled} == {texts[node["type"]]["display_name"] for node in untitled}
         for kind, name in (("HappyHorseEmptyLatent", "seconds"), ("HappyHorseSampler", "steps")):
             editor.page.get_by_text(texts[kind]["inputs"][name]["name"]).first.wait_for()
-        if WRITE_PICTURES:
+        if WRITE_PICTURES and is_pinned(server):
             editor.picture(PICTURES / "text_to_video_zh.png")
 
 
 def test_pictures_are_there_and_small(request):
     if WRITE_PICTURES:
-        write_pictures(request.getfixturevalue("browser"), request.getfixturevalue("server"))
+        server = request.getfixturevalue("comfy_server")
+        put_files(server)
+        write_pictures(request.getfixturevalue("browser"), server)
     for name in (*NAMES, "run_pony", "text_to_video_zh"):
         path = PICTURES / f"{name}.png"
         assert path.stat().st_size < LARGEST_PICTURE
