@@ -129,7 +129,9 @@ def generate(
     """
     check_request(request)
     file = _inspect(files.transformer, request.role)
-    sr_file = None if request.upscale is None else _inspect(files.sr_transformer, request.upscale.role)
+    sr_file = None
+    if request.upscale is not None:
+        sr_file = _inspect(_given(files.sr_transformer, "super-resolution transformer"), request.upscale.role)
     sound_latent = _encode_sound(request.sound, files, machine, report)
     first = _shape_of(request.shape, sound_latent)
     shape = target_shape(first, request.upscale)
@@ -147,12 +149,19 @@ def generate(
         prompts = _encode_prompts(request, files, machine, report)
         stills = _encode_image(request.image, (first, shape), files, machine, report)
         video, audio = _sample(request, first, file, prompts, stills[0], sound_latent, machine, report)
-        if sr_file is not None:
-            video = _enlarge(request, shape, sr_file, prompts[0], stills[1], video, audio, machine, report)
+        if sr_file is not None and request.upscale is not None:
+            seed, steps = request.seed, request.upscale.steps
+            video = _enlarge(seed, steps, shape, sr_file, prompts[0], stills[1], video, audio, machine, report)
         writer.add_sound(_decode_sound(request.sound, audio, files, machine, report).numpy())
         for frames in _decode_video(video, files, machine, report):
             writer.add_frames(frames.numpy())
     return shape
+
+
+def _given(path: Path | None, part: str) -> Path:
+    if path is None:
+        raise CheckpointError(f"{part}: found no path, expected one, since the request can't be carried out without.")
+    return path
 
 
 def _inspect(path: Path, wanted: Role) -> TransformerFile:
@@ -245,7 +254,7 @@ def _encode_image(
     if image is None:
         return [None] * len(shapes)
     encoder = load_image_encoder(
-        files.image_encoder,
+        _given(files.image_encoder, "image encoder"),
         dtype=machine.dtype,
         device=machine.device,
         progress=report("Load image encoder", "B"),
@@ -276,9 +285,11 @@ def _sample(
         return UniPC(sigmas) if request.role.guided else DistilledSolver(sigmas, draw)
 
     with _transformer(file, machine, report("Load transformer", "B")) as velocity:
-        velocities = [velocity(text) for text in prompts]
+        move = velocity(prompts[0])
+        if request.role.guided:
+            move = guided(move, velocity(prompts[1]), request.guidance)
         return denoise(
-            guided(*velocities, request.guidance) if request.role.guided else velocities[0],
+            move,
             video,
             audio,
             sigmas,
@@ -307,7 +318,8 @@ def _transformer(file: TransformerFile, machine: Machine, progress: Progress) ->
 
 
 def _enlarge(
-    request: Request,
+    seed: int,
+    steps: int,
     shape: ClipShape,
     file: TransformerFile,
     prompt: Tensor,
@@ -318,14 +330,14 @@ def _enlarge(
     report: Report,
 ) -> Tensor:
     """The clip's video latent at the size of ``shape``. A seed gives the noise that it gives in ComfyUI."""
-    draw = seeded_noise(torch.Generator("cpu").manual_seed(request.seed))
+    draw = seeded_noise(torch.Generator("cpu").manual_seed(seed))
     noise_video = draw(0, video.new_empty(1, *shape.video_latent))
     start = super_resolution.start(video, audio, (shape.width, shape.height), noise_video, draw(0, audio))
     with _transformer(file, machine, report("Load super-resolution", "B")) as velocity:
         return super_resolution.upscale(
             velocity(prompt),
             *start,
-            steps=request.upscale.steps,
+            steps=steps,
             image_latent=image_latent,
             progress=report("Enlarge", "step"),
         )

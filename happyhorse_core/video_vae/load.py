@@ -3,12 +3,11 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..ops import TorchOps
+from ..ops import Operations, TorchOps
 from ..progress import Progress, silent
 from ..weights.fill import load_module
 from ..weights.source import TensorEntry, TensorSource, open_source
@@ -19,7 +18,7 @@ from .turbo_decoder import TurboDecoder, detect_turbo_vaed
 def load_turbo_decoder(
     path: str | Path,
     *,
-    operations: Any = TorchOps,
+    operations: Operations = TorchOps,
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cpu",
     progress: Progress = silent,
@@ -40,7 +39,7 @@ def load_turbo_decoder(
 def load_image_encoder(
     path: str | Path,
     *,
-    operations: Any = TorchOps,
+    operations: Operations = TorchOps,
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cpu",
     progress: Progress = silent,

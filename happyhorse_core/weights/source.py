@@ -1,6 +1,7 @@
 """Opening weights wherever they were downloaded to: a file, or a folder with an index and the shards that it names."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import CheckpointError
@@ -112,7 +113,7 @@ def _read_index(index: Path) -> tuple[dict[str, str], dict[str, str]]:
     return weight_map, {str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {}
 
 
-def _open_shards(path: Path, shards: dict[Path, list[str] | None], mapped: bool) -> TensorSource:
+def _open_shards(path: Path, shards: Mapping[Path, Sequence[str] | None], mapped: bool) -> TensorSource:
     """One source over several files, each with the names that must be in it; None asks for at least one tensor."""
     files = [SafetensorsFile(shard, mapped=mapped) for shard in shards]
     entries: dict[str, TensorEntry] = {}
