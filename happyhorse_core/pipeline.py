@@ -17,6 +17,7 @@ from .audio_vae.encode import encode_soundtrack
 from .audio_vae.load import load_oobleck
 from .audio_vae.resample import resample_fft
 from .dit.load import TransformerFile, inspect_transformer, load_transformer, loaded_bytes
+from .dit.memory import activation_bytes
 from .dit.parallel import check_ranks
 from .dit.ranks import transformer_on
 from .dit.roles import ASSUMED, BASE, DISTILLED, Role
@@ -24,7 +25,7 @@ from .errors import CheckpointError, InputError
 from .geometry import FRAME_RATE, MIN_FRAMES, OUTPUT_SAMPLE_RATE, ClipShape
 from .media.image import fit_image
 from .media.video_file import Mp4Writer
-from .memory import activation_bytes, available_bytes, require
+from .memory import FREE_PART, available_bytes, require
 from .model_folder import ModelFiles
 from .progress import Progress, silent
 from .sampling.guidance import MAX_SCALE, RELEASED, Scales
@@ -36,9 +37,6 @@ from .video_vae.load import load_image_encoder, load_turbo_decoder
 from .video_vae.tiling import decode_tiles, fitting_tile, window_bytes
 
 logger = logging.getLogger(__name__)
-
-FREE_PART = 0.9
-"""Of the memory that is free, how much the decoder may plan with."""
 
 Report = Callable[[str, str], Progress]
 """``report(stage, unit)`` opens the progress of a stage, counted in ``unit``."""
