@@ -17,7 +17,7 @@ help:
 	@echo "make demo    set up .venv, then write output/demo.mp4 and a sheet of its pictures with the Pony"
 	@echo "make test    set up .venv, then run all tests; ARGS='tests/core -k geometry' narrows them"
 	@echo "make bench   set up .venv, then time each stage beside its floor; ARGS='--device cuda' chooses the device"
-	@echo "make lint    set up .venv, then check the code's style"
+	@echo "make lint    set up .venv, then check the code's style and the core's types"
 	@echo "make format  set up .venv, then put the code into that style"
 	@echo "make check-host    say whether a ComfyUI still has all that the nodes use of it; COMFYUI_PATH names it"
 	@echo "make clean   remove .venv and everything else that these commands made"
@@ -40,6 +40,7 @@ bench: setup
 lint: setup
 	"$(VENV_PYTHON)" -m ruff check .
 	"$(VENV_PYTHON)" -m ruff format --check .
+	"$(VENV_PYTHON)" -m mypy
 
 format: setup
 	"$(VENV_PYTHON)" -m ruff check --fix .

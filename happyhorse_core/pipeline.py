@@ -18,6 +18,7 @@ from .audio_vae.load import load_oobleck
 from .audio_vae.model import Oobleck
 from .audio_vae.resample import resample_fft
 from .dit.load import TransformerFile, examine_transformer, load_transformer, loaded_bytes
+from .dit.memory import activation_bytes
 from .dit.parallel import check_ranks
 from .dit.ranks import transformer_on
 from .dit.roles import ASSUMED, BASE, DISTILLED, Role
@@ -25,7 +26,7 @@ from .errors import CheckpointError, InputError
 from .geometry import FRAME_RATE, MIN_FRAMES, OUTPUT_SAMPLE_RATE, ClipShape
 from .media.image import fit_image
 from .media.video_file import Mp4Writer
-from .memory import activation_bytes, available_bytes, require
+from .memory import FREE_PART, available_bytes, require
 from .model_folder import ModelFiles
 from .progress import Progress, silent
 from .sampling.guidance import MAX_SCALE, RELEASED, Scales
@@ -39,9 +40,6 @@ from .video_vae.tiling import decode_tiles, fitting_tile, window_bytes
 from .weights.source import open_source
 
 logger = logging.getLogger(__name__)
-
-FREE_PART = 0.9
-"""Of the memory that is free, how much the decoder may plan with."""
 
 Report = Callable[[str, str], Progress]
 """``report(stage, unit)`` opens the progress of a stage, counted in ``unit``."""
@@ -144,7 +142,10 @@ class Pipeline:
     def run(self, request: Request, output: Path) -> ClipShape:
         """All stages in turn; see ``generate``."""
         transformer = inspect_as(self.files.transformer, request.role)
-        enlarger = None if request.upscale is None else inspect_as(self.files.sr_transformer, request.upscale.role)
+        enlarger = None
+        if request.upscale is not None:
+            path = _given(self.files.sr_transformer, "super-resolution transformer")
+            enlarger = inspect_as(path, request.upscale.role)
         held = self.encode_sound(request.sound)
         first = _shape_of(request.shape, held)
         shape = target_shape(first, request.upscale)
@@ -163,8 +164,9 @@ class Pipeline:
             prompts = self.encode_prompts(request)
             stills = self.encode_image(request.image, (first, shape))
             video, audio = self.sample(request, first, transformer, prompts, stills[0], held)
-            if enlarger is not None:
-                video = self.enlarge(request, shape, enlarger, prompts[0], stills[1], video, audio)
+            if enlarger is not None and request.upscale is not None:
+                seed, steps = request.seed, request.upscale.steps
+                video = self.enlarge(seed, steps, shape, enlarger, prompts[0], stills[1], video, audio)
             writer.add_sound(self.decode_sound(request.sound, audio).numpy())
             for frames in self.decode_video(video):
                 writer.add_frames(frames.numpy())
@@ -214,7 +216,7 @@ class Pipeline:
             return [None] * len(shapes)
         machine = self.machine
         encoder = load_image_encoder(
-            self.files.image_encoder,
+            _given(self.files.image_encoder, "image encoder"),
             dtype=machine.dtype,
             device=machine.device,
             progress=self.report("Load image encoder", "B"),
@@ -244,9 +246,11 @@ class Pipeline:
             return UniPC(sigmas) if request.role.guided else DistilledSolver(sigmas, draw)
 
         with self._transformer(file, self.report("Load transformer", "B")) as velocity:
-            velocities = [velocity(text) for text in prompts]
+            move = velocity(prompts[0])
+            if request.role.guided:
+                move = guided(move, velocity(prompts[1]), request.guidance)
             return denoise(
-                guided(*velocities, request.guidance) if request.role.guided else velocities[0],
+                move,
                 video,
                 audio,
                 sigmas,
@@ -258,7 +262,8 @@ class Pipeline:
 
     def enlarge(
         self,
-        request: Request,
+        seed: int,
+        steps: int,
         shape: ClipShape,
         file: TransformerFile,
         prompt: Tensor,
@@ -267,15 +272,14 @@ class Pipeline:
         audio: Tensor,
     ) -> Tensor:
         """The clip's video latent at the size of ``shape``. A seed gives the noise that it gives in ComfyUI."""
-        assert request.upscale is not None
-        draw = seeded_noise(torch.Generator("cpu").manual_seed(request.seed))
+        draw = seeded_noise(torch.Generator("cpu").manual_seed(seed))
         noise_video = draw(0, video.new_empty(1, *shape.video_latent))
         start = super_resolution.start(video, audio, (shape.width, shape.height), noise_video, draw(0, audio))
         with self._transformer(file, self.report("Load super-resolution", "B")) as velocity:
             return super_resolution.upscale(
                 velocity(prompt),
                 *start,
-                steps=request.upscale.steps,
+                steps=steps,
                 image_latent=image_latent,
                 progress=self.report("Enlarge", "step"),
             )
@@ -330,6 +334,12 @@ class Pipeline:
             return lambda video, audio, sigma: model(video, audio, text, compute_dtype=machine.dtype)
 
         yield velocity
+
+
+def _given(path: Path | None, part: str) -> Path:
+    if path is None:
+        raise CheckpointError(f"{part}: found no path, expected one, since the request can't be carried out without.")
+    return path
 
 
 def inspect_as(path: Path, wanted: Role) -> TransformerFile:

@@ -44,10 +44,9 @@ def enlarge(video: Tensor, height: int, width: int) -> Tensor:
     Raises InputError for a target smaller than the source.
     """
     if height < video.shape[3] or width < video.shape[4]:
-        raise InputError(
-            f"target size: found {width * 16} x {height * 16} pixels, expected at least the source's "
-            f"{video.shape[4] * 16} x {video.shape[3] * 16}."
-        )
+        pixels = [size * SPATIAL_STRIDE for size in (width, height, video.shape[4], video.shape[3])]
+        found, least = "{} x {}".format(*pixels[:2]), "{} x {}".format(*pixels[2:])
+        raise InputError(f"target size: found {found} pixels, expected at least the source's {least}.")
     return F.interpolate(video, size=(video.shape[2], height, width), mode="trilinear", align_corners=True)
 
 

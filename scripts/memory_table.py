@@ -9,7 +9,7 @@ import sys
 from math import prod
 from pathlib import Path
 
-from happyhorse_core.memory import activation_bytes
+from happyhorse_core.dit.memory import activation_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "memory.md"

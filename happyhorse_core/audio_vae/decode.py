@@ -35,12 +35,10 @@ def decode_soundtrack(vae: Oobleck, latent: Tensor, progress: Progress = silent,
     """
     length, hop, context = latent.shape[-1], vae.config.samples_per_latent, receptive_field(vae.config)
     starts = range(0, length, chunk)
-    waveform: Tensor | None = None
+    waveform = latent.new_empty(*latent.shape[:-2], vae.config.audio_channels, length * hop)
     for done, start in enumerate(starts, start=1):
         before, stop = max(0, start - context), min(length, start + chunk)
         part = vae.decode(latent[..., before : stop + context])
-        if waveform is None:
-            waveform = part.new_empty(*part.shape[:-1], length * hop)
         waveform[..., start * hop : stop * hop] = part[..., (start - before) * hop : (stop - before) * hop]
         progress(done, len(starts))
     return waveform

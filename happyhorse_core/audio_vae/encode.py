@@ -22,11 +22,12 @@ def encode_soundtrack(vae: Oobleck, waveform: Tensor, progress: Progress = silen
     window = WINDOW_SECONDS * MODEL_SAMPLE_RATE // hop
     overlap = window // 2
     starts = window_starts(-(-waveform.shape[-1] // hop), window, overlap)
-    latent: Tensor | None = None
-    for index, start in enumerate(starts):
+    latent = vae.encode(waveform[..., : window * hop])
+    progress(1, len(starts))
+    for done, start in enumerate(starts[1:], start=2):
         part = vae.encode(waveform[..., start * hop : (start + window) * hop])
-        latent = part if latent is None else crossfade(latent, part, overlap)
-        progress(index + 1, len(starts))
+        latent = crossfade(latent, part, overlap)
+        progress(done, len(starts))
     return latent
 
 

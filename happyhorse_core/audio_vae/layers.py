@@ -1,9 +1,9 @@
 """The parts that the audio encoder and decoder share. Everything is [B, channels, time]."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
+
+from ..ops import Device, DType, LayerArguments, ModuleArguments, Operations
 
 DILATIONS = (1, 3, 9)
 RESIDUAL_KERNEL = 7
@@ -14,9 +14,7 @@ SNAKE_EPSILON = 1e-9
 class Snake(nn.Module):
     """x + sin(a x)^2 / b with a and b per channel, both stored as logarithms (SnakeBeta of BigVGAN)."""
 
-    def __init__(
-        self, channels: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-    ) -> None:
+    def __init__(self, channels: int, *, dtype: DType = None, device: Device = None) -> None:
         super().__init__()
         self.alpha = nn.Parameter(torch.empty(channels, dtype=dtype, device=device))
         self.beta = nn.Parameter(torch.empty(channels, dtype=dtype, device=device))
@@ -31,8 +29,9 @@ class Snake(nn.Module):
 class ResidualUnit(nn.Module):
     """A dilated convolution and a pointwise one around the skip; the length is kept."""
 
-    def __init__(self, channels: int, dilation: int, *, operations: Any, **factory: Any) -> None:
+    def __init__(self, channels: int, dilation: int, *, operations: Operations, dtype: DType, device: Device) -> None:
         super().__init__()
+        factory = LayerArguments(dtype=dtype, device=device)
         self.layers = nn.Sequential(
             Snake(channels, **factory),
             operations.Conv1d(
@@ -51,15 +50,19 @@ class ResidualUnit(nn.Module):
         return x + self.layers(x)
 
 
-def residual_units(channels: int, *, operations: Any, **factory: Any) -> list[ResidualUnit]:
-    return [ResidualUnit(channels, dilation, operations=operations, **factory) for dilation in DILATIONS]
+def residual_units(channels: int, *, operations: Operations, dtype: DType, device: Device) -> list[ResidualUnit]:
+    module = ModuleArguments(operations=operations, dtype=dtype, device=device)
+    return [ResidualUnit(channels, dilation, **module) for dilation in DILATIONS]
 
 
 class EncoderBlock(nn.Module):
     """[B, in, N] -> [B, out, N / stride]."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, *, operations: Any, **factory: Any) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, *, operations: Operations, dtype: DType, device: Device
+    ) -> None:
         super().__init__()
+        factory = LayerArguments(dtype=dtype, device=device)
         self.layers = nn.Sequential(
             *residual_units(in_channels, operations=operations, **factory),
             Snake(in_channels, **factory),
@@ -75,8 +78,11 @@ class EncoderBlock(nn.Module):
 class DecoderBlock(nn.Module):
     """[B, in, N] -> [B, out, N * stride]."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, *, operations: Any, **factory: Any) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, *, operations: Operations, dtype: DType, device: Device
+    ) -> None:
         super().__init__()
+        factory = LayerArguments(dtype=dtype, device=device)
         self.layers = nn.Sequential(
             Snake(in_channels, **factory),
             operations.ConvTranspose1d(

@@ -1,14 +1,13 @@
 """The audio autoencoder from its file: Stable Audio Open's whole checkpoint, or the autoencoder alone."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
 from ..geometry import AUDIO_CHANNELS, SAMPLES_PER_AUDIO_LATENT
-from ..ops import TorchOps
+from ..ops import Operations, TorchOps
 from ..progress import Progress, silent
 from ..weights.component import ComponentFile
 from ..weights.fill import load_module
@@ -53,7 +52,7 @@ def examine_oobleck(source: TensorSource) -> ComponentFile[OobleckConfig]:
 def load_oobleck(
     path: str | Path,
     *,
-    operations: Any = TorchOps,
+    operations: Operations = TorchOps,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     progress: Progress = silent,
@@ -67,7 +66,7 @@ def load_oobleck(
 def read_oobleck(
     source: TensorSource,
     *,
-    operations: Any = TorchOps,
+    operations: Operations = TorchOps,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     progress: Progress = silent,

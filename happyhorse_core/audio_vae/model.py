@@ -5,12 +5,10 @@ of the released checkpoint without its prefix, except that the weight norm (``we
 ``weight`` when a file is loaded.
 """
 
-from typing import Any
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops import Device, DType, LayerArguments, Operations
 from .config import OobleckConfig
 from .layers import DecoderBlock, EncoderBlock, Snake
 
@@ -18,8 +16,9 @@ from .layers import DecoderBlock, EncoderBlock, Snake
 class OobleckEncoder(nn.Module):
     """[B, audio_channels, N] -> [B, 2 * latent_channels, N / samples_per_latent]: mean and scale, stacked."""
 
-    def __init__(self, config: OobleckConfig, *, operations: Any, **factory: Any) -> None:
+    def __init__(self, config: OobleckConfig, *, operations: Operations, dtype: DType, device: Device) -> None:
         super().__init__()
+        factory = LayerArguments(dtype=dtype, device=device)
         widths = config.encoder_widths
         blocks = [
             EncoderBlock(*sizes, operations=operations, **factory)
@@ -39,8 +38,9 @@ class OobleckEncoder(nn.Module):
 class OobleckDecoder(nn.Module):
     """[B, latent_channels, A] -> [B, audio_channels, A * samples_per_latent], not limited to [-1, 1]."""
 
-    def __init__(self, config: OobleckConfig, *, operations: Any, **factory: Any) -> None:
+    def __init__(self, config: OobleckConfig, *, operations: Operations, dtype: DType, device: Device) -> None:
         super().__init__()
+        factory = LayerArguments(dtype=dtype, device=device)
         widths = config.decoder_widths[::-1]
         blocks = [
             DecoderBlock(*sizes, operations=operations, **factory)
@@ -61,12 +61,7 @@ class Oobleck(nn.Module):
     """Encoder and decoder. Computes in the dtype of its input; float32 is what the released model runs it in."""
 
     def __init__(
-        self,
-        config: OobleckConfig,
-        *,
-        operations: Any,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
+        self, config: OobleckConfig, *, operations: Operations, dtype: DType = None, device: Device = None
     ) -> None:
         super().__init__()
         self.config = config

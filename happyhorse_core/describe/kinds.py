@@ -16,7 +16,7 @@ from ..dit.detect import SIGNATURE
 from ..dit.load import TransformerFile, examine_transformer
 from ..dit.model import HappyHorseTransformer
 from ..errors import CheckpointError
-from ..ops import TorchOps
+from ..ops import ModuleArguments, TorchOps
 from ..text.encoder import PREFIXES as TEXT_PREFIXES
 from ..text.encoder import T5GemmaEncoder, detect_text_encoder, encoder_prefix
 from ..text.load import IGNORED as TEXT_IGNORED
@@ -34,7 +34,7 @@ IMAGE_ENCODER = "image-encoder"
 AUDIO_VAE = "audio-vae"
 AUTO = "auto"
 
-_META = {"operations": TorchOps, "dtype": torch.bfloat16, "device": "meta"}
+_META = ModuleArguments(operations=TorchOps, dtype=torch.bfloat16, device="meta")
 
 
 @dataclass(frozen=True)

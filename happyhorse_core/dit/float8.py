@@ -7,13 +7,12 @@ multiplied out for the call, one expert at a time, and the result is the same as
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import TorchOps
+from ..ops import Device, DType, EmptyLinear, ExpertLinear, Linear, TorchOps
 from .config import MODALITIES
 from .elementwise import blocks
 
@@ -51,15 +50,17 @@ def rounded_rows(x: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     return out, scales
 
 
-class _Float8Weight(nn.Module):
+class _Float8Weight(EmptyLinear):
     """What the layers share. Until ``keep_float8`` a layer is a plain one: files keep some weights in other dtypes."""
 
     experts = 1
     products = False
     weight_scale: Tensor | None
 
-    def __init__(self, *sizes: int, **options: Any) -> None:
-        super().__init__(*sizes, **options)
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, device: Device = None, dtype: DType = None
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
         self.register_buffer("weight_scale", None, persistent=False)
 
     def keep_float8(self, weight: Tensor, scale: Tensor) -> None:
@@ -78,10 +79,10 @@ class _Float8Weight(nn.Module):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.weight_scale = scale.contiguous()
 
-    def apply_expert(self, x: Tensor, expert: int) -> Tensor:
-        """[..., in] -> [..., out / experts] with the weight of one expert."""
+    def apply_expert(self, x: Tensor, expert: int, scale: Tensor) -> Tensor:
+        """[..., in] -> [..., out / experts] with the weight of one expert and its scales."""
         rows = self.out_features // self.experts
-        weight, scale = self.weight[expert], self.weight_scale[expert]
+        weight = self.weight[expert]
         bias = None if self.bias is None else self.bias[expert * rows : (expert + 1) * rows].to(x.dtype)
         if not self.products:
             return F.linear(x, weight.to(x.dtype).mul_(scale.unsqueeze(1)), bias)
@@ -95,31 +96,41 @@ class _Float8Weight(nn.Module):
         return out if bias is None else out + bias
 
 
+class Float8Linear(_Float8Weight, Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.weight_scale is None else self.apply_expert(x, 0, self.weight_scale[0])
+
+
+class Float8ExpertLinear(_Float8Weight, ExpertLinear):
+    experts = MODALITIES
+
+    def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:  # type: ignore[override]  # as in ExpertLinear
+        if self.weight_scale is None:
+            return super().forward(x, lengths)
+        scales, spans = self.weight_scale, x.split(list(lengths), dim=1)
+        return torch.cat([self.apply_expert(span, n, scales[n]) for n, span in enumerate(spans)], dim=1)
+
+
+class Float8ProductLinear(Float8Linear):
+    products = True
+
+
+class Float8ProductExpertLinear(Float8ExpertLinear):
+    products = True
+
+
 class Float8Ops(TorchOps):
     """Keeps float8 weights and multiplies them out for each call."""
 
-    class Linear(_Float8Weight, TorchOps.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) if self.weight_scale is None else self.apply_expert(x, 0)
-
-    class ExpertLinear(_Float8Weight, TorchOps.ExpertLinear):
-        experts = MODALITIES
-
-        def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
-            if self.weight_scale is None:
-                return super().forward(x, lengths)
-            spans = x.split(list(lengths), dim=1)
-            return torch.cat([self.apply_expert(span, expert) for expert, span in enumerate(spans)], dim=1)
+    Linear = Float8Linear
+    ExpertLinear = Float8ExpertLinear
 
 
 class Float8ProductOps(Float8Ops):
     """Keeps float8 weights and multiplies in float8, on a device that ``has_float8_products``."""
 
-    class Linear(Float8Ops.Linear):
-        products = True
-
-    class ExpertLinear(Float8Ops.ExpertLinear):
-        products = True
+    Linear = Float8ProductLinear
+    ExpertLinear = Float8ProductExpertLinear
 
 
 def float8_operations(device: torch.device) -> type[Float8Ops]:

@@ -5,11 +5,11 @@ gates and activations in float32. In outer layers every modality has weights of 
 """
 
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..ops import Device, DType, LayerArguments, ModuleArguments, Operations, Options
 from .config import MODALITIES, TransformerConfig
 from .elementwise import activated, gated_heads, gelu7, rms_norm, rotated_heads, swiglu7
 from .layout import PackedLayout
@@ -33,7 +33,7 @@ def token_parts(lengths: tuple[int, ...], count: int) -> list[tuple[slice, tuple
 class ModalityRMSNorm(nn.Module):
     """RMS norm over the last axis, in float32, with a gain of 1 + weight; one gain per modality if ``experts`` is 3."""
 
-    def __init__(self, dim: int, experts: int = 1, *, device: torch.device | str | None = None) -> None:
+    def __init__(self, dim: int, experts: int = 1, *, device: Device = None) -> None:
         super().__init__()
         self.dim = dim
         self.experts = experts
@@ -51,14 +51,14 @@ class ModalityRMSNorm(nn.Module):
 class _Projecting(nn.Module):
     """Shares the choice between one linear layer for all tokens and one per modality."""
 
-    def __init__(self, experts: int, operations: Any, dtype: torch.dtype | None, device: Any) -> None:
+    def __init__(self, experts: int, operations: Operations, dtype: DType, device: Device) -> None:
         super().__init__()
         self.experts = experts
         self._linear = operations.Linear if experts == 1 else operations.ExpertLinear
-        self._factory = {"bias": False, "dtype": dtype, "device": device}
+        self._factory = LayerArguments(dtype=dtype, device=device)
 
     def make_linear(self, in_features: int, out_features: int) -> nn.Module:
-        return self._linear(in_features, out_features * self.experts, **self._factory)
+        return self._linear(in_features, out_features * self.experts, bias=False, **self._factory)
 
     def project(self, layer: nn.Module, x: Tensor, lengths: tuple[int, ...]) -> Tensor:
         return layer(x) if self.experts == 1 else layer(x, lengths)
@@ -68,7 +68,7 @@ class Attention(_Projecting):
     """Grouped-query self-attention over the whole sequence, each head's output scaled by a sigmoid gate."""
 
     def __init__(
-        self, config: TransformerConfig, layer: int, *, operations: Any, dtype: torch.dtype | None, device: Any
+        self, config: TransformerConfig, layer: int, *, operations: Operations, dtype: DType, device: Device
     ) -> None:
         super().__init__(MODALITIES if layer in config.mm_layers else 1, operations, dtype, device)
         self.attend = operations.attention
@@ -81,7 +81,7 @@ class Attention(_Projecting):
         self.k_norm = ModalityRMSNorm(config.head_dim, self.experts, device=device)
 
     def forward(
-        self, x: Tensor, layout: PackedLayout, radius: int | None, compute_dtype: torch.dtype, options: dict[str, Any]
+        self, x: Tensor, layout: PackedLayout, radius: int | None, compute_dtype: torch.dtype, options: Options
     ) -> Tensor:
         """[B, S, hidden] float32 -> [B, S, hidden] in ``compute_dtype``, to be added to the residual stream.
 
@@ -115,7 +115,7 @@ class MLP(_Projecting):
     """Two linear layers around gelu7 or swiglu7."""
 
     def __init__(
-        self, config: TransformerConfig, layer: int, *, operations: Any, dtype: torch.dtype | None, device: Any
+        self, config: TransformerConfig, layer: int, *, operations: Operations, dtype: DType, device: Device
     ) -> None:
         super().__init__(MODALITIES if layer in config.mm_layers else 1, operations, dtype, device)
         gated = layer not in config.gelu7_layers
@@ -145,10 +145,10 @@ class TransformerLayer(nn.Module):
     """Attention and MLP, each added to the float32 residual stream."""
 
     def __init__(
-        self, config: TransformerConfig, layer: int, *, operations: Any, dtype: torch.dtype | None, device: Any
+        self, config: TransformerConfig, layer: int, *, operations: Operations, dtype: DType, device: Device
     ) -> None:
         super().__init__()
-        kwargs = {"operations": operations, "dtype": dtype, "device": device}
+        kwargs = ModuleArguments(operations=operations, dtype=dtype, device=device)
         self.attention = Attention(config, layer, **kwargs)
         self.mlp = MLP(config, layer, **kwargs)
         self.post_norm = layer in config.post_norm_layers
@@ -158,7 +158,7 @@ class TransformerLayer(nn.Module):
             self.mlp_post_norm = ModalityRMSNorm(config.hidden_size, experts, device=device)
 
     def forward(
-        self, x: Tensor, layout: PackedLayout, radius: int | None, compute_dtype: torch.dtype, options: dict[str, Any]
+        self, x: Tensor, layout: PackedLayout, radius: int | None, compute_dtype: torch.dtype, options: Options
     ) -> Tensor:
         """[B, S, hidden] float32 -> the same. ``radius`` as in ``Attention``."""
         update = self.attention(x, layout, radius, compute_dtype, options)

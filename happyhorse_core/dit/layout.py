@@ -40,7 +40,7 @@ class PackedLayout:
         return self.frames * self.tokens_per_frame
 
     @property
-    def lengths(self) -> tuple[int, int, int]:
+    def lengths(self) -> tuple[int, ...]:
         """Tokens of video, audio and text that this process holds: all, unless the sequence is split."""
         return (self.video, self.audio, self.text) if self.share is None else self.share.lengths
 

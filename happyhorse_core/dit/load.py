@@ -3,11 +3,10 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ..ops import TorchOps
+from ..ops import Operations, TorchOps
 from ..progress import Progress, silent
 from ..weights.fill import load_module
 from ..weights.source import Opener, TensorSource, open_source
@@ -71,7 +70,7 @@ def loaded_bytes(file: TransformerFile, dtype: torch.dtype) -> int:
 def load_transformer(
     file: TransformerFile,
     *,
-    operations: Any = None,
+    operations: Operations | None = None,
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cpu",
     progress: Progress = silent,

@@ -1,12 +1,11 @@
 """Attention in which a video frame sees only the frames near it, by slices of the keys and without a mask."""
 
-from collections.abc import Callable
 from itertools import groupby
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..ops import Attend, Options
 from .layout import PackedLayout
 
 
@@ -23,13 +22,13 @@ def frame_groups(frames: int, radius: int) -> list[tuple[int, int, int, int]]:
 
 
 def local_attention(
-    attend: Callable[..., Tensor],
+    attend: Attend,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     layout: PackedLayout,
     radius: int,
-    options: dict[str, Any],
+    options: Options,
 ) -> Tensor:
     """Video tokens of frame i see frames i - radius to i + radius and all audio and text; audio and text see all.
 
@@ -41,7 +40,7 @@ def local_attention(
     size, video = layout.tokens_per_frame, layout.video
     parts = []
     for first, end, low, high in groups:
-        near = [torch.cat([x[:, :, low * size : high * size], x[:, :, video:]], dim=2) for x in (k, v)]
-        parts.append(attend(q[:, :, first * size : end * size], *near, options))
+        keys, values = (torch.cat([x[:, :, low * size : high * size], x[:, :, video:]], dim=2) for x in (k, v))
+        parts.append(attend(q[:, :, first * size : end * size], keys, values, options))
     parts.append(attend(q[:, :, video:], k, v, options))
     return torch.cat(parts, dim=1)

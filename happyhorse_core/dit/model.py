@@ -6,13 +6,13 @@ Source of the maths: the released daVinci-MagiHuman model (arXiv 2603.21986).
 
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..ops import Device, DType, LayerArguments, Operations, Options
 from .config import AUDIO, VIDEO, TransformerConfig
 from .layers import ModalityRMSNorm, TransformerLayer
 from .layout import PackedLayout, build_layout, patchify, unpatchify
@@ -25,17 +25,18 @@ LayerHook = Callable[[int, Tensor, Callable[[Tensor], Tensor]], Tensor]
 class RotaryBands(nn.Module):
     """Holds the frequencies, which the checkpoint stores as ``adapter.rope.bands``."""
 
-    def __init__(self, count: int, *, device: torch.device | str | None = None) -> None:
+    def __init__(self, count: int, *, device: Device = None) -> None:
         super().__init__()
+        self.bands: Tensor
         self.register_buffer("bands", frequency_bands(count).to(device=device))
 
 
 class Adapter(nn.Module):
     """Brings each modality to the hidden size, in float32."""
 
-    def __init__(self, config: TransformerConfig, *, operations: Any, device: Any) -> None:
+    def __init__(self, config: TransformerConfig, *, operations: Operations, device: Device) -> None:
         super().__init__()
-        kwargs = {"dtype": torch.float32, "device": device}
+        kwargs = LayerArguments(dtype=torch.float32, device=device)
         self.video_embedder = operations.FloatLinear(config.video_in_channels, config.hidden_size, **kwargs)
         self.text_embedder = operations.FloatLinear(config.text_in_channels, config.hidden_size, **kwargs)
         self.audio_embedder = operations.FloatLinear(config.audio_in_channels, config.hidden_size, **kwargs)
@@ -56,7 +57,7 @@ class Adapter(nn.Module):
 class Blocks(nn.Module):
     """The stack of layers; the checkpoint calls it ``block``."""
 
-    def __init__(self, config: TransformerConfig, *, operations: Any, dtype: torch.dtype | None, device: Any) -> None:
+    def __init__(self, config: TransformerConfig, *, operations: Operations, dtype: DType, device: Device) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             TransformerLayer(config, n, operations=operations, dtype=dtype, device=device)
@@ -72,23 +73,21 @@ class HappyHorseTransformer(nn.Module):
     """
 
     def __init__(
-        self,
-        config: TransformerConfig,
-        *,
-        operations: Any,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
+        self, config: TransformerConfig, *, operations: Operations, dtype: DType = None, device: Device = None
     ) -> None:
         super().__init__()
         self.config = config
-        kwargs = {"operations": operations, "device": device}
-        self.adapter = Adapter(config, **kwargs)
-        self.block = Blocks(config, dtype=dtype, **kwargs)
+        self.adapter = Adapter(config, operations=operations, device=device)
+        self.block = Blocks(config, operations=operations, dtype=dtype, device=device)
         self.final_norm_video = ModalityRMSNorm(config.hidden_size, device=device)
         self.final_norm_audio = ModalityRMSNorm(config.hidden_size, device=device)
-        final = {"bias": False, "dtype": torch.float32, "device": device}
-        self.final_linear_video = operations.FloatLinear(config.hidden_size, config.video_in_channels, **final)
-        self.final_linear_audio = operations.FloatLinear(config.hidden_size, config.audio_in_channels, **final)
+        final = LayerArguments(dtype=torch.float32, device=device)
+        self.final_linear_video = operations.FloatLinear(
+            config.hidden_size, config.video_in_channels, bias=False, **final
+        )
+        self.final_linear_audio = operations.FloatLinear(
+            config.hidden_size, config.audio_in_channels, bias=False, **final
+        )
 
     def forward(
         self,
@@ -97,7 +96,7 @@ class HappyHorseTransformer(nn.Module):
         text: Tensor,
         *,
         compute_dtype: torch.dtype = torch.bfloat16,
-        options: dict[str, Any] | None = None,
+        options: Options | None = None,
         layer_hook: LayerHook | None = None,
         local_layers: Collection[int] | None = None,
         group: "dist.ProcessGroup | None" = None,

@@ -213,8 +213,8 @@ class Ranks:
                 raise HappyHorseError(f"the {process.name} {_end(process.exitcode)}")
 
 
-def _end(code: int) -> str:
-    if code < 0:
+def _end(code: int | None) -> str:
+    if code is not None and code < 0:
         return (
             f"was killed by signal {-code}: the system may have run out of memory. Use fewer devices or a smaller size."
         )
@@ -295,7 +295,7 @@ def _load(post: _Post, pipe: Connection) -> HappyHorseTransformer:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[sys.platform])
     dist.init_process_group(
         BACKENDS[post.device.type],
-        store=dist.FileStore(str(post.meeting), post.ranks),
+        store=dist.FileStore(str(post.meeting), post.ranks),  # type: ignore[attr-defined]  # missing in __all__ alone
         rank=post.rank,
         world_size=post.ranks,
         timeout=STUCK,
@@ -319,5 +319,7 @@ def _failure(error: Exception, device: torch.device) -> _Failure:
 
 
 def _end_with_parent() -> None:
-    wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
     os._exit(1)

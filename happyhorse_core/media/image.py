@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import InputError
@@ -57,7 +57,7 @@ def _open_rgb(path: Path) -> Image.Image:
         raise
     except Image.DecompressionBombError as error:
         raise InputError(f"image: {path} has too many pixels to be read ({error}). Scale it down.") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise InputError(
             f"image: {path} is not a picture that Pillow can read. Use a PNG, JPEG or WebP file."
         ) from error

@@ -1,11 +1,12 @@
 """Pictures and sound into one mp4: H.264 and AAC, of equal length, there whole or not there at all."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import Any, TypeVar
 
 import av
 import numpy as np
@@ -21,6 +22,8 @@ AAC_FRAME = 1024
 BT709 = 1
 LIMITED_RANGE = 1
 SUFFIXES = (".mp4", ".m4v")
+
+Frame = TypeVar("Frame")
 
 
 class Mp4Writer:
@@ -91,7 +94,7 @@ class Mp4Writer:
             frame = frame.reformat(format="yuv420p", dst_colorspace=BT709)
             frame.pts, frame.time_base = self._frames, Fraction(1, self.fps)
             self._frames += 1
-            self._encode(self._video, frame)
+            self._encode(self._video.encode, frame)
 
     def add_sound(self, sound: np.ndarray) -> None:
         """float32 [2, M] at ``sample_rate``; louder than [-1, 1] is clipped. Raises InputError if not finite."""
@@ -118,10 +121,10 @@ class Mp4Writer:
     def _finish(self) -> None:
         if not self._frames:
             raise OutputError(f"{self.path}: there are no pictures to write.")
-        self._encode(self._video, None)
+        self._encode(self._video.encode, None)
         for frame in self._sound_frames():
-            self._encode(self._audio, frame)
-        self._encode(self._audio, None)
+            self._encode(self._audio.encode, frame)
+        self._encode(self._audio.encode, None)
         with writing(self.path, av.error.FFmpegError):
             self._container.close()
 
@@ -135,9 +138,9 @@ class Mp4Writer:
             frame.sample_rate, frame.pts, frame.time_base = self.sample_rate, start, Fraction(1, self.sample_rate)
             yield frame
 
-    def _encode(self, stream: av.VideoStream | av.AudioStream, frame: av.VideoFrame | av.AudioFrame | None) -> None:
+    def _encode(self, encode: "Callable[[Frame], Sequence[av.Packet[Any]]]", frame: Frame) -> None:
         with writing(self.path, av.error.FFmpegError):
-            self._container.mux(stream.encode(frame))
+            self._container.mux(encode(frame))
 
 
 def _check_writable(path: Path) -> None:

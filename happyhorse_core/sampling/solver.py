@@ -43,14 +43,16 @@ class UniPC:
 
     def __init__(self, sigmas: Tensor) -> None:
         self.sigmas = sigmas.tolist()
-        self.x0_before: Tensor | None = None
-        self.x0_last: Tensor | None = None
-        self.sample_last: Tensor | None = None
+        # Set by the first step, and ``x0_before`` by the second, before they are read.
+        self.x0_before: Tensor
+        self.x0_last: Tensor
+        self.sample_last: Tensor
 
     def step(self, index: int, x: Tensor, x0: Tensor) -> Tensor:
         if index > 0:
             x = self._correct(index, x0)
-        self.x0_before, self.x0_last, self.sample_last = self.x0_last, x0, x
+            self.x0_before = self.x0_last
+        self.x0_last, self.sample_last = x0, x
         return self._predict(index, x)
 
     def _order(self, index: int) -> int:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..ops import Device, DType, LayerArguments, Operations, Options
 from ..progress import Progress, silent
 from ..weights.nvfp4 import rounded_up
 
@@ -126,8 +127,8 @@ def _number(settings: Mapping[str, Any], key: str, default: float, where: str) -
 
 
 def _rows(shapes: Mapping[str, tuple[int, ...]], prefix: str, where: str) -> dict[str, int]:
-    names = ("embed_tokens.weight", "norm.weight", "layers.0.mlp.gate_proj.weight")
-    names += ("layers.0.self_attn.q_proj.weight", "layers.0.self_attn.k_proj.weight")
+    names = ["embed_tokens.weight", "norm.weight", "layers.0.mlp.gate_proj.weight"]
+    names += ["layers.0.self_attn.q_proj.weight", "layers.0.self_attn.k_proj.weight"]
     missing = [prefix + name for name in names if prefix + name not in shapes]
     if missing:
         raise CheckpointError(f"{where}: {len(missing)} tensors of the text encoder are missing: {', '.join(missing)}.")
@@ -150,9 +151,9 @@ def _check_settings(settings: Mapping[str, Any], found: Mapping[str, int], where
                 "The two are not of the same model."
             )
     supported = {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False}
-    for key, value in supported.items():
-        if settings.get(key, value) != value:
-            raise CheckpointError(f"{where}: config.json: {key}: found {settings[key]!r}, expected {value!r}.")
+    for key, expected in supported.items():
+        if settings.get(key, expected) != expected:
+            raise CheckpointError(f"{where}: config.json: {key}: found {settings[key]!r}, expected {expected!r}.")
 
 
 def _windows(settings: Mapping[str, Any], layers: int, where: str) -> tuple[int | None, ...]:
@@ -177,7 +178,7 @@ def _rope_theta(settings: Mapping[str, Any], where: str) -> float:
 class RMSNorm(nn.Module):
     """Computes in float32 whatever comes in; the weight is an offset from one."""
 
-    def __init__(self, size: int, eps: float, *, dtype: torch.dtype | None = None, device: Any = None) -> None:
+    def __init__(self, size: int, eps: float, *, dtype: DType = None, device: Device = None) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.empty(size, dtype=dtype, device=device))
@@ -194,19 +195,19 @@ class Attention(nn.Module):
         config: TextEncoderConfig,
         window: int | None,
         *,
-        operations: Any,
-        dtype: torch.dtype | None = None,
-        device: Any = None,
+        operations: Operations,
+        dtype: DType = None,
+        device: Device = None,
     ) -> None:
         super().__init__()
         self.head_dim, self.window = config.head_dim, window
         self.scale, self.softcap = config.query_scalar**-0.5, config.softcap
         q_rows, kv_rows = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        made = {"bias": False, "dtype": dtype, "device": device}
-        self.q_proj = operations.Linear(config.hidden_size, q_rows, **made)
-        self.k_proj = operations.Linear(config.hidden_size, kv_rows, **made)
-        self.v_proj = operations.Linear(config.hidden_size, kv_rows, **made)
-        self.o_proj = operations.Linear(q_rows, config.hidden_size, **made)
+        made = LayerArguments(dtype=dtype, device=device)
+        self.q_proj = operations.Linear(config.hidden_size, q_rows, bias=False, **made)
+        self.k_proj = operations.Linear(config.hidden_size, kv_rows, bias=False, **made)
+        self.v_proj = operations.Linear(config.hidden_size, kv_rows, bias=False, **made)
+        self.o_proj = operations.Linear(q_rows, config.hidden_size, bias=False, **made)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """x [B, L, hidden] -> the same. Between the projections everything is float32."""
@@ -222,13 +223,13 @@ class Attention(nn.Module):
 
 class MLP(nn.Module):
     def __init__(
-        self, config: TextEncoderConfig, *, operations: Any, dtype: torch.dtype | None = None, device: Any = None
+        self, config: TextEncoderConfig, *, operations: Operations, dtype: DType = None, device: Device = None
     ) -> None:
         super().__init__()
-        made = {"bias": False, "dtype": dtype, "device": device}
-        self.gate_proj = operations.Linear(config.hidden_size, config.intermediate_size, **made)
-        self.up_proj = operations.Linear(config.hidden_size, config.intermediate_size, **made)
-        self.down_proj = operations.Linear(config.intermediate_size, config.hidden_size, **made)
+        made = LayerArguments(dtype=dtype, device=device)
+        self.gate_proj = operations.Linear(config.hidden_size, config.intermediate_size, bias=False, **made)
+        self.up_proj = operations.Linear(config.hidden_size, config.intermediate_size, bias=False, **made)
+        self.down_proj = operations.Linear(config.intermediate_size, config.hidden_size, bias=False, **made)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
@@ -240,12 +241,12 @@ class EncoderLayer(nn.Module):
         config: TextEncoderConfig,
         window: int | None,
         *,
-        operations: Any,
-        dtype: torch.dtype | None = None,
-        device: Any = None,
+        operations: Operations,
+        dtype: DType = None,
+        device: Device = None,
     ) -> None:
         super().__init__()
-        made = {"dtype": dtype, "device": device}
+        made = LayerArguments(dtype=dtype, device=device)
         self.self_attn = Attention(config, window, operations=operations, **made)
         self.pre_self_attn_layernorm = RMSNorm(config.hidden_size, config.norm_eps, **made)
         self.post_self_attn_layernorm = RMSNorm(config.hidden_size, config.norm_eps, **made)
@@ -262,11 +263,11 @@ class T5GemmaEncoder(nn.Module):
     """Attribute names are the checkpoint's after ``model.encoder.``."""
 
     def __init__(
-        self, config: TextEncoderConfig, *, operations: Any, dtype: torch.dtype | None = None, device: Any = None
+        self, config: TextEncoderConfig, *, operations: Operations, dtype: DType = None, device: Device = None
     ) -> None:
         super().__init__()
         self.config = config
-        made = {"dtype": dtype, "device": device}
+        made = LayerArguments(dtype=dtype, device=device)
         self.embed_tokens = operations.Embedding(config.vocab_size, config.hidden_size, **made)
         self.layers = nn.ModuleList(
             EncoderLayer(config, window, operations=operations, **made) for window in config.windows
@@ -279,7 +280,7 @@ class T5GemmaEncoder(nn.Module):
         *,
         embeds: Tensor | None = None,
         compute_dtype: torch.dtype = torch.bfloat16,
-        options: dict[str, Any] | None = None,
+        options: Options | None = None,
         progress: Progress = silent,
     ) -> Tensor:
         """input_ids [B, L] int64, or embeds [B, L, hidden] as ``embed_tokens`` gives them -> [B, L, hidden] float32.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..ops import TorchOps
+from ..ops import Operations, TorchOps
 from ..progress import Progress, silent
 from ..weights.fill import load_module
 from ..weights.source import Opener, TensorSource, open_source
@@ -36,7 +36,7 @@ class TextEncoder:
 
         Raises InputError for an empty prompt; one of more than 640 tokens is cut, with a warning.
         """
-        ids = torch.tensor([self.tokenizer.encode_prompt(prompt)], device=self.model.embed_tokens.weight.device)
+        ids = torch.tensor([self.tokenizer.encode_prompt(prompt)], device=self.model.norm.weight.device)
         hidden = self.model(ids, compute_dtype=self.compute_dtype, progress=progress)
         return hidden.half().float()
 
@@ -71,7 +71,7 @@ def inspect_text_encoder(path: str | Path, opener: Opener = open_source) -> Text
 def load_text_encoder(
     path: str | Path,
     *,
-    operations: Any = TorchOps,
+    operations: Operations = TorchOps,
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cpu",
     progress: Progress = silent,

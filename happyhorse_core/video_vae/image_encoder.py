@@ -10,7 +10,6 @@ Layers compute in the dtype of the picture that is handed in.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..geometry import SPATIAL_STRIDE
+from ..ops import Device, DType, LayerArguments, ModuleArguments, Operations
 from .shapes import count_blocks, dimension, foreign
 
 EXPECTED = (
@@ -118,12 +118,7 @@ class WanImageEncoder(nn.Module):
     """A picture -> the raw latent of a clip's first frame, as Wan2.2's VAE has it; ``latent_statistics`` normalises."""
 
     def __init__(
-        self,
-        config: ImageEncoderConfig,
-        *,
-        operations: Any,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
+        self, config: ImageEncoderConfig, *, operations: Operations, dtype: DType = None, device: Device = None
     ) -> None:
         super().__init__()
         self.config = config
@@ -142,10 +137,10 @@ class WanImageEncoder(nn.Module):
 
 
 class StillEncoder(nn.Module):
-    def __init__(self, config: ImageEncoderConfig, *, operations: Any, dtype: Any, device: Any) -> None:
+    def __init__(self, config: ImageEncoderConfig, *, operations: Operations, dtype: DType, device: Device) -> None:
         super().__init__()
-        kwargs = {"operations": operations, "dtype": dtype, "device": device}
-        layer = {"dtype": dtype, "device": device}
+        kwargs = ModuleArguments(operations=operations, dtype=dtype, device=device)
+        layer = LayerArguments(dtype=dtype, device=device)
         widths = [config.channels, *(stage.channels for stage in config.stages)]
         last = widths[-1]
         self.conv1 = operations.Conv2d(3 * PATCH_SIZE**2, config.channels, 3, padding=1, **layer)
@@ -169,7 +164,7 @@ class StillEncoder(nn.Module):
 class ChannelNorm(nn.Module):
     """x / |x| over channels, times sqrt(C) and a weight for each channel: [B, C, H, W] -> the same."""
 
-    def __init__(self, channels: int, *, dtype: Any, device: Any) -> None:
+    def __init__(self, channels: int, *, dtype: DType, device: Device) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.empty(channels, 1, 1, dtype=dtype, device=device))
 
@@ -180,9 +175,11 @@ class ChannelNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, *, operations: Any, dtype: Any, device: Any) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, operations: Operations, dtype: DType, device: Device
+    ) -> None:
         super().__init__()
-        kwargs = {"dtype": dtype, "device": device}
+        kwargs = LayerArguments(dtype=dtype, device=device)
         self.residual = nn.Sequential(
             ChannelNorm(in_channels, **kwargs),
             nn.SiLU(inplace=True),
@@ -203,9 +200,9 @@ class ResidualBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Self-attention over all places of the picture, with one head as wide as the layer."""
 
-    def __init__(self, channels: int, *, operations: Any, dtype: Any, device: Any) -> None:
+    def __init__(self, channels: int, *, operations: Operations, dtype: DType, device: Device) -> None:
         super().__init__()
-        kwargs = {"dtype": dtype, "device": device}
+        kwargs = LayerArguments(dtype=dtype, device=device)
         self.norm = ChannelNorm(channels, **kwargs)
         self.to_qkv = operations.Conv2d(channels, 3 * channels, 1, **kwargs)
         self.proj = operations.Conv2d(channels, channels, 1, **kwargs)
@@ -220,7 +217,7 @@ class AttentionBlock(nn.Module):
 class Downsampler(nn.Module):
     """Halves height and width."""
 
-    def __init__(self, channels: int, *, operations: Any, dtype: Any, device: Any) -> None:
+    def __init__(self, channels: int, *, operations: Operations, dtype: DType, device: Device) -> None:
         super().__init__()
         # Zeros at the right and the bottom only, which a convolution's own padding can't do.
         pad = nn.ZeroPad2d((0, 1, 0, 1))
@@ -235,9 +232,11 @@ class Downsampler(nn.Module):
 class DownBlock(nn.Module):
     """Residual blocks and downsampling, beside a shortcut that averages groups of neighbours and channels."""
 
-    def __init__(self, in_channels: int, stage: DownStage, *, operations: Any, dtype: Any, device: Any) -> None:
+    def __init__(
+        self, in_channels: int, stage: DownStage, *, operations: Operations, dtype: DType, device: Device
+    ) -> None:
         super().__init__()
-        kwargs = {"operations": operations, "dtype": dtype, "device": device}
+        kwargs = ModuleArguments(operations=operations, dtype=dtype, device=device)
         self.stage = stage
         widths = [in_channels] + [stage.channels] * stage.layers
         layers: list[nn.Module] = [ResidualBlock(width, stage.channels, **kwargs) for width in widths[: stage.layers]]

@@ -3,12 +3,11 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..ops import TorchOps
+from ..ops import Operations, TorchOps
 from ..progress import Progress, silent
 from ..weights.component import ComponentFile
 from ..weights.fill import load_module
@@ -38,7 +37,7 @@ def inspect_turbo_decoder(path: str | Path, opener: Opener = open_source) -> Com
 def load_turbo_decoder(
     path: str | Path,
     *,
-    operations: Any = TorchOps,
+    operations: Operations = TorchOps,
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cpu",
     progress: Progress = silent,
@@ -65,7 +64,7 @@ def inspect_image_encoder(path: str | Path, opener: Opener = open_source) -> Com
 def load_image_encoder(
     path: str | Path,
     *,
-    operations: Any = TorchOps,
+    operations: Operations = TorchOps,
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cpu",
     progress: Progress = silent,

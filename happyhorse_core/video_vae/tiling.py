@@ -114,25 +114,22 @@ class Seam:
             shape = [*part.shape]
             shape[self.axis] = length * SPATIAL_STRIDE
             self.joined = part.new_empty(shape)
-            self._cut(0, size).copy_(part)
+            self.joined.narrow(self.axis, 0, size).copy_(part)
         else:
             shared = self.stop - begin
             ramp = min(RAMP * SPATIAL_STRIDE, shared)
             kept = (shared - ramp) // 2
-            mixed = self._cut(begin + kept, ramp)
+            mixed = self.joined.narrow(self.axis, begin + kept, ramp)
             mixed.lerp_(part.narrow(self.axis, kept, ramp), self._weights(ramp, part))
-            self._cut(begin + kept + ramp, size - kept - ramp).copy_(
-                part.narrow(self.axis, kept + ramp, size - kept - ramp)
-            )
+            rest = part.narrow(self.axis, kept + ramp, size - kept - ramp)
+            self.joined.narrow(self.axis, begin + kept + ramp, size - kept - ramp).copy_(rest)
         self.stop = begin + size
 
     def result(self) -> Tensor:
         """All tiles as one; the seam is empty afterwards, so that the caller alone decides how long they live."""
         joined, self.joined = self.joined, None
+        assert joined is not None, "no tile was added"
         return joined
-
-    def _cut(self, start: int, size: int) -> Tensor:
-        return self.joined.narrow(self.axis, start, size)
 
     def _weights(self, size: int, like: Tensor) -> Tensor:
         shape = [1] * like.ndim

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..geometry import SPATIAL_STRIDE, TEMPORAL_STRIDE
+from ..ops import Device, DType, LayerArguments, ModuleArguments, Operations
 from ..progress import Progress, silent
 from .shapes import count_blocks, dimension, foreign
 
@@ -162,12 +163,7 @@ class TurboDecoder(nn.Module):
     """Raw video latents of Wan2.2's VAE -> frames. ``decoder`` is the network, named as in the checkpoint."""
 
     def __init__(
-        self,
-        config: TurboVAEDConfig,
-        *,
-        operations: Any,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
+        self, config: TurboVAEDConfig, *, operations: Operations, dtype: DType = None, device: Device = None
     ) -> None:
         super().__init__()
         self.config = config
@@ -198,9 +194,9 @@ class TurboDecoder(nn.Module):
 class WindowDecoder(nn.Module):
     """The network: one run of raw latent frames -> their pictures."""
 
-    def __init__(self, config: TurboVAEDConfig, *, operations: Any, dtype: Any, device: Any) -> None:
+    def __init__(self, config: TurboVAEDConfig, *, operations: Operations, dtype: DType, device: Device) -> None:
         super().__init__()
-        kwargs = {"operations": operations, "dtype": dtype, "device": device}
+        kwargs = ModuleArguments(operations=operations, dtype=dtype, device=device)
         self.patch_size = config.patch_size
         self.conv_in = EdgeConv3d(config.latent_channels, config.mid_channels, **kwargs)
         self.mid_block = MidBlock(config.mid_channels, config.mid_layers, **kwargs)
@@ -231,9 +227,9 @@ class EdgeConv3d(nn.Module):
         out_channels: int,
         kernel: tuple[int, int, int] = (3, 3, 3),
         *,
-        operations: Any,
-        dtype: Any,
-        device: Any,
+        operations: Operations,
+        dtype: DType,
+        device: Device,
     ) -> None:
         super().__init__()
         padding = (0, kernel[1] // 2, kernel[2] // 2)
@@ -250,12 +246,12 @@ class ResidualBlock(nn.Module):
         out_channels: int,
         first_activation: Activation = F.silu,
         *,
-        operations: Any,
-        dtype: Any,
-        device: Any,
+        operations: Operations,
+        dtype: DType,
+        device: Device,
     ) -> None:
         super().__init__()
-        kwargs = {"operations": operations, "dtype": dtype, "device": device}
+        kwargs = ModuleArguments(operations=operations, dtype=dtype, device=device)
         self.first_activation = first_activation
         self.conv1 = EdgeConv3d(in_channels, out_channels, **kwargs)
         self.conv2 = EdgeConv3d(out_channels, out_channels, **kwargs)
@@ -274,7 +270,7 @@ class ResidualBlock(nn.Module):
 class MidBlock(nn.Module):
     """Residual blocks at one size."""
 
-    def __init__(self, channels: int, layers: int, *, operations: Any, dtype: Any, device: Any) -> None:
+    def __init__(self, channels: int, layers: int, *, operations: Operations, dtype: DType, device: Device) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(
             ResidualBlock(channels, channels, operations=operations, dtype=dtype, device=device) for _ in range(layers)
@@ -287,9 +283,11 @@ class MidBlock(nn.Module):
 class UpBlock(nn.Module):
     """Change of width, then upsampling, then residual blocks; each of the first two only where the stage has it."""
 
-    def __init__(self, in_channels: int, stage: UpStage, *, operations: Any, dtype: Any, device: Any) -> None:
+    def __init__(
+        self, in_channels: int, stage: UpStage, *, operations: Operations, dtype: DType, device: Device
+    ) -> None:
         super().__init__()
-        kwargs = {"operations": operations, "dtype": dtype, "device": device}
+        kwargs = ModuleArguments(operations=operations, dtype=dtype, device=device)
         self.conv_in = None
         if in_channels != stage.channels:
             self.conv_in = ResidualBlock(in_channels, stage.channels, **kwargs)
@@ -312,9 +310,11 @@ class UpBlock(nn.Module):
 class Upsampler(nn.Module):
     """Doubles height and width (nearest neighbour, then a convolution) and, where asked, first the frames."""
 
-    def __init__(self, channels: int, doubles_time: bool, *, operations: Any, dtype: Any, device: Any) -> None:
+    def __init__(
+        self, channels: int, doubles_time: bool, *, operations: Operations, dtype: DType, device: Device
+    ) -> None:
         super().__init__()
-        kwargs = {"dtype": dtype, "device": device}
+        kwargs = LayerArguments(dtype=dtype, device=device)
         upsample = nn.Upsample(scale_factor=2.0, mode="nearest-exact")
         self.resample = nn.Sequential(upsample, operations.Conv2d(channels, channels, 3, padding=1, **kwargs))
         self.time_conv = None

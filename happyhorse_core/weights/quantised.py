@@ -138,13 +138,12 @@ def _unpacked(name: str, entries: dict[str, TensorEntry], target: Tensor | None)
     layer, packed = _layer(name), entries[name]
     _check_format(f"{layer}{_LAYER_FORMAT}", entries.pop(f"{layer}{_LAYER_FORMAT}"), (nvfp4.FORMAT,))
     entries.pop(f"{layer}{_ACTIVATION_SCALES[0]}", None)
-    scales = [entries.pop(f"{layer}{which}", None) for which in ("weight_scale", "weight_scale_2")]
-    if None in scales:
+    blocks, whole = entries.pop(f"{layer}weight_scale", None), entries.pop(f"{layer}weight_scale_2", None)
+    if blocks is None or whole is None:
         raise CheckpointError(
             f"{packed.file}: tensor {name}: {layer}weight_scale and {layer}weight_scale_2 are expected beside a weight "
             f"in {nvfp4.FORMAT}, one is missing. Download a complete file."
         )
-    blocks, whole = scales
     shape = (packed.shape[0], 2 * packed.shape[-1])
     if (
         len(packed.shape) != 2
@@ -159,7 +158,7 @@ def _unpacked(name: str, entries: dict[str, TensorEntry], target: Tensor | None)
             f"in {nvfp4.FORMAT}. The file is damaged; download it again."
         )
     if target is not None and target.dim() == 2 and nvfp4.padded(tuple(target.shape)) == shape:
-        shape = tuple(target.shape)
+        shape = (target.shape[0], target.shape[1])
     return replace(packed, shape=shape, dtype=torch.float32, read=partial(_unpack, packed, blocks, whole, shape))
 
 

@@ -91,8 +91,10 @@ class SafetensorsFile:
             self._mapping = _map_file(self.path)
             self._bytes = None if self._mapping is None else torch.frombuffer(self._mapping, dtype=torch.uint8)
         # A view needs alignment, which the format doesn't promise.
-        in_place = self._bytes is not None and span.begin % span.dtype.itemsize == 0
-        raw = self._bytes[span.begin : span.end] if in_place else _read_bytes(self.path, span)
+        if self._bytes is not None and span.begin % span.dtype.itemsize == 0:
+            raw = self._bytes[span.begin : span.end]
+        else:
+            raw = _read_bytes(self.path, span)
         return raw.view(span.dtype).view(span.shape)
 
     def _release(self, span: _Span) -> None:
@@ -131,7 +133,7 @@ def _read_bytes(path: Path, span: _Span) -> Tensor:
     try:
         with path.open("rb") as file:
             file.seek(span.begin)
-            count = file.readinto(memoryview(content.numpy()))
+            count = file.readinto(content.numpy().data)
     except OSError as error:
         raise unreadable(path, error) from error
     if count < len(content):

@@ -1,7 +1,7 @@
 """Opening weights wherever they were downloaded to: a file, or a folder with an index and the shards that it names."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -123,7 +123,7 @@ def _read_index(index: Path) -> tuple[dict[str, str], dict[str, str]]:
     return weight_map, {str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {}
 
 
-def _open_shards(path: Path, shards: dict[Path, list[str] | None], open_file: FileOpener) -> TensorSource:
+def _open_shards(path: Path, shards: Mapping[Path, Sequence[str] | None], open_file: FileOpener) -> TensorSource:
     """One source over several files, each with the names that must be in it; None asks for at least one tensor."""
     files = [open_file(shard) for shard in shards]
     entries: dict[str, TensorEntry] = {}

@@ -40,7 +40,7 @@ class TensorEntry:
         return self.numel * self.dtype.itemsize
 
 
-class TensorSource(AbstractContextManager):
+class TensorSource(AbstractContextManager["TensorSource"]):
     """The tensors of one checkpoint, or of a part of one, by name. Nothing is read until ``read``.
 
     Views (``sub``, ``renamed``, ``with_entries``) share the files of the source that they came from, so closing any

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from ...happyhorse_core import geometry
 from ...happyhorse_core.dit.config import TransformerConfig
+from ...happyhorse_core.dit.memory import activation_bytes
 from ...happyhorse_core.dit.model import HappyHorseTransformer
 from ...happyhorse_core.dit.roles import Role
-from ...happyhorse_core.memory import activation_bytes
 from .latent_format import HappyHorseLatent
 from .ops import host_operations, let_layers_choose
 

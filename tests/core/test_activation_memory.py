@@ -11,8 +11,8 @@ from torch import Tensor
 
 from happyhorse_core.dit.detect import detect_transformer
 from happyhorse_core.dit.layers import MLP_TOKENS, token_parts
+from happyhorse_core.dit.memory import activation_bytes
 from happyhorse_core.dit.model import HappyHorseTransformer
-from happyhorse_core.memory import activation_bytes
 from happyhorse_core.ops import TorchOps
 
 FULL_SIZE = Path(__file__).parents[1] / "golden" / "full_size_transformer.json"

@@ -12,8 +12,8 @@ import tiny
 import torch
 from comfy.patcher_extension import WrappersMP
 from happyhorse_pack.happyhorse_core.dit.detect import detect_transformer
+from happyhorse_pack.happyhorse_core.dit.memory import activation_bytes
 from happyhorse_pack.happyhorse_core.dit.roles import DISTILLED, SR_540P
-from happyhorse_pack.happyhorse_core.memory import activation_bytes
 from happyhorse_pack.happyhorse_core.weights.source import open_source
 from happyhorse_pack.nodes.host import load
 from happyhorse_pack.nodes.host.diffusion import HappyHorseConfig
