@@ -27,13 +27,14 @@ from benchmarks.floor import synchronised, timed
 from benchmarks.stages import SHAPES, Size, heads, released_decoder, window_share
 from happyhorse_core.dit.config import TransformerConfig
 from happyhorse_core.dit.detect import detect_transformer
-from happyhorse_core.dit.float8 import FLOAT8, Float8Ops, float8_operations, has_float8_products
+from happyhorse_core.dit.float8 import Float8Ops, float8_operations, has_float8_products
 from happyhorse_core.dit.local_attention import frame_groups, local_attention
 from happyhorse_core.dit.model import HappyHorseTransformer
 from happyhorse_core.dit.roles import DISTILLED, SR_540P, SR_1080P, Role
 from happyhorse_core.ops import TorchOps
 from happyhorse_core.precision import usual_dtype
 from happyhorse_core.video_vae.turbo_decoder import TurboDecoder
+from happyhorse_core.weights.formats import FLOAT8
 
 
 @dataclass(frozen=True)

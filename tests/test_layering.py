@@ -13,12 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tools.host_uses import HOST_MODULES
+
 ROOT = Path(__file__).resolve().parent.parent
 CORE = "happyhorse_core"
-HOST_MODULES = {
-    "comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview",
-    "node_helpers", "nodes", "server",
-}  # fmt: skip
 LONGEST_FILE = 500
 LARGEST_PONY = 40e6
 LONGEST_FUNCTION = 60

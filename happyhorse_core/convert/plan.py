@@ -19,36 +19,30 @@ of different size differ in these alone.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .. import __version__
-from ..describe.kinds import TEXT_ENCODER, TRANSFORMER, Contents
+from ..describe.kinds import Contents
 from ..dit.config import MODALITIES
 from ..dit.detect import LOCAL_METADATA_KEY, RECEPTIVE_FIELD_METADATA_KEY
-from ..dit.load import BANDS, TransformerFile
+from ..dit.load import TransformerFile
 from ..dit.roles import ASSUMED, METADATA_KEY, ROLES
-from ..dit.rope import frequency_bands
 from ..errors import CheckpointError, InputError
 from ..text.encoder import PREFIXES as TEXT_PREFIXES
 from ..text.load import EMBEDDED_TOKENIZER, inspect_text_encoder, read_config
 from ..weights import nvfp4
 from ..weights.fill import check_module
+from ..weights.formats import FLOAT8, FLOAT8_FORMATS, NOTE, NVFP4, SCALE, TENSOR_SCALE, note_bytes
+from ..weights.known import TEXT_ENCODER, TRANSFORMER
 from ..weights.quantised import dequantised, packed_weights
 from ..weights.tensors import TensorEntry, TensorSource
-from .rounding import FLOAT8
 
-BF16, FP8, FP8_SCALED, NVFP4 = DTYPES = ("bf16", "fp8", "fp8-scaled", "nvfp4")
-FLOAT8_FORMAT = "float8_e4m3fn"
-"""What ComfyUI's note calls scaled float8."""
-
-
-def note(format: str) -> bytes:
-    """ComfyUI's note of how a layer was quantised."""
-    return json.dumps({"format": format}).encode()
+BF16, FP8, FP8_SCALED = "bf16", "fp8", "fp8-scaled"
+DTYPES = (BF16, FP8, FP8_SCALED, NVFP4)
 
 
 @dataclass(frozen=True)
@@ -70,17 +64,17 @@ class Planned:
         if not self.format:
             return {self.name: (self.dtype, self.entry.shape)}
         layer = self.name.removesuffix("weight")
-        if self.format == nvfp4.FORMAT:
+        if self.format == NVFP4:
             numbers, blocks = nvfp4.stored_shapes(self.entry.shape)
             found = {
                 self.name: (self.dtype, numbers),
-                f"{layer}weight_scale": (nvfp4.SCALE_DTYPE, blocks),
-                f"{layer}weight_scale_2": (torch.float32, ()),
+                layer + SCALE: (nvfp4.SCALE_DTYPE, blocks),
+                layer + TENSOR_SCALE: (torch.float32, ()),
             }
         else:
             shape = (self.entry.shape[0], 1) if self.experts > 1 else ()
-            found = {self.name: (self.dtype, self.entry.shape), f"{layer}weight_scale": (torch.float32, shape)}
-        return found | {f"{layer}comfy_quant": (torch.uint8, (len(note(self.format)),))}
+            found = {self.name: (self.dtype, self.entry.shape), layer + SCALE: (torch.float32, shape)}
+        return found | {layer + NOTE: (torch.uint8, (len(note_bytes(self.format)),))}
 
 
 @dataclass(frozen=True)
@@ -127,7 +121,7 @@ def _transformer(contents: Contents, dtype: str | None) -> _Parts:
     layers = [name for name, target in contents.module.state_dict().items() if target.dtype != torch.float32]
     stacks = tuple(f"block.layers.{layer}." for layer in file.config.mm_layers)
     _refuse_quantised(contents.source, layers, dtype)
-    source = _with_exact_bands(dequantised(contents.source, contents.module), file.config.rope_bands)
+    source = dequantised(contents.source, contents.module)
     tensors = [
         _layer(name, entry, dtype, MODALITIES if name.startswith(stacks) else 1)
         if name in layers
@@ -137,20 +131,11 @@ def _transformer(contents: Contents, dtype: str | None) -> _Parts:
     return tensors, _role_metadata(file), ()
 
 
-def _with_exact_bands(source: TensorSource, count: int) -> TensorSource:
-    bands = source.entries[BANDS]
-    if bands.dtype == torch.float32:
-        return source
-    # Rounded frequencies move every position, and once widened no loader could tell; the formula is exact.
-    exact = replace(bands, dtype=torch.float32, read=lambda: frequency_bands(count))
-    return source.with_entries({**source.entries, BANDS: exact})
-
-
 def _layer(name: str, entry: TensorEntry, dtype: str | None, experts: int = 1) -> Planned:
     if dtype == NVFP4:
-        return Planned(name, entry, torch.uint8, nvfp4.FORMAT)
+        return Planned(name, entry, torch.uint8, NVFP4)
     if dtype == FP8_SCALED:
-        return Planned(name, entry, FLOAT8, FLOAT8_FORMAT, experts)
+        return Planned(name, entry, FLOAT8, FLOAT8_FORMATS[FLOAT8], experts)
     return Planned(name, entry, FLOAT8 if dtype == FP8 else torch.bfloat16)
 
 
@@ -158,7 +143,7 @@ def _refuse_quantised(source: TensorSource, layers: list[str], dtype: str | None
     packed = set(packed_weights(source))
     already = [name for name in layers if source.dtypes[name].itemsize == 1]
     if already and dtype not in (None, BF16):
-        found = nvfp4.FORMAT if already[0] in packed else source.dtypes[already[0]]
+        found = NVFP4 if already[0] in packed else source.dtypes[already[0]]
         raise CheckpointError(
             f"{source.path}: {len(already)} of {len(layers)} weights are {found} already, first {already[0]}; rounding "
             "them again would only lose more. Convert the bfloat16 or float32 file instead, or use this one as it is."

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-FLOAT8 = torch.float8_e4m3fn
+from ..weights.formats import FLOAT8
+
 BLOCK = 2**20
 """Numbers that are worked on at once: 4 MiB of float32."""
 

@@ -17,9 +17,10 @@ from ..errors import CheckpointError, InputError, OutputError
 from ..progress import Progress, silent
 from ..weights import nvfp4
 from ..weights.files import some
+from ..weights.formats import NOTE, NVFP4, SCALE, TENSOR_SCALE, note_bytes
 from ..weights.safetensors_file import SafetensorsFile
 from .layout import Layout
-from .plan import BF16, FP8_SCALED, Plan, Planned, make_plan, note
+from .plan import BF16, FP8_SCALED, Plan, Planned, make_plan
 from .rounding import largest, rounded, row_scales, scale_for
 from .sources import Sources
 
@@ -169,15 +170,16 @@ def _put(writer: _Writer, planned: Planned, experts: Sequence[Tensor], magnitude
         writer.put(planned.name, rounded(experts[0], planned.dtype))
         return
     layer = planned.name.removesuffix("weight")
-    if planned.format == nvfp4.FORMAT:
+    if planned.format == NVFP4:
         scale = scale_for(magnitudes[0], nvfp4.LARGEST)
         for numbers, blocks in nvfp4.quantise(experts[0], scale):
             writer.put(planned.name, [numbers])
-            writer.put(f"{layer}weight_scale", [blocks])
-        writer.put(f"{layer}weight_scale_2", [torch.tensor(scale)])
+            writer.put(layer + SCALE, [blocks])
+        writer.put(layer + TENSOR_SCALE, [torch.tensor(scale)])
     else:
         scales = [scale_for(magnitude) for magnitude in magnitudes]
         for expert, scale in zip(experts, scales, strict=True):
             writer.put(planned.name, rounded(expert, planned.dtype, scale))
-        writer.put(f"{layer}weight_scale", [row_scales(scales, planned.entry.shape[0] if len(scales) > 1 else 1)])
-    writer.put(f"{layer}comfy_quant", [torch.frombuffer(bytearray(note(planned.format)), dtype=torch.uint8)])
+        writer.put(layer + SCALE, [row_scales(scales, planned.entry.shape[0] if len(scales) > 1 else 1)])
+    note = torch.frombuffer(bytearray(note_bytes(planned.format)), dtype=torch.uint8)
+    writer.put(layer + NOTE, [note])

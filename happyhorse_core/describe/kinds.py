@@ -12,26 +12,20 @@ from ..audio_vae.config import detect_oobleck
 from ..audio_vae.load import PREFIX as AUDIO_PREFIX
 from ..audio_vae.load import fold_weight_norm
 from ..audio_vae.model import Oobleck
-from ..dit.detect import SIGNATURE
 from ..dit.load import TransformerFile, examine_transformer
 from ..dit.model import HappyHorseTransformer
 from ..errors import CheckpointError
 from ..ops import ModuleArguments, TorchOps
-from ..text.encoder import PREFIXES as TEXT_PREFIXES
 from ..text.encoder import T5GemmaEncoder, detect_text_encoder, encoder_prefix
 from ..text.load import IGNORED as TEXT_IGNORED
 from ..text.load import indexed_prefix, read_config
 from ..video_vae.image_encoder import UNUSED, WanImageEncoder, detect_image_encoder
-from ..video_vae.load import still_frame_view
-from ..video_vae.turbo_decoder import TurboDecoder, detect_turbo_vaed
+from ..video_vae.load import examine_turbo_decoder, still_frame_view
+from ..video_vae.turbo_decoder import TurboDecoder
 from ..weights.files import some
+from ..weights.known import AUDIO_VAE, IMAGE_ENCODER, TEXT_ENCODER, TRANSFORMER, VIDEO_DECODER, find_known
 from ..weights.source import TensorSource, open_source
 
-TRANSFORMER = "transformer"
-TEXT_ENCODER = "text-encoder"
-VIDEO_DECODER = "video-decoder"
-IMAGE_ENCODER = "image-encoder"
-AUDIO_VAE = "audio-vae"
 AUTO = "auto"
 
 _META = ModuleArguments(operations=TorchOps, dtype=torch.bfloat16, device="meta")
@@ -71,9 +65,9 @@ def open_kind(path: Path, kind: str = AUTO, *, role: str | None = None, mapped: 
 
 def _find_kind(opened: TensorSource) -> str:
     names = opened.names
-    for kind, endings in _MARKS.items():
-        if any(name == ending or name.endswith(f".{ending}") for ending in endings for name in names):
-            return kind
+    known = find_known(names)
+    if known is not None and known.kind is not None:
+        return known.kind
     raise CheckpointError(
         f"{opened.path}: found {len(names)} tensors of no known model ({some(sorted(names))}); expected the weights "
         f"of a {', '.join(KINDS[:-1])} or {KINDS[-1]}."
@@ -94,9 +88,8 @@ def _open_text_encoder(path: Path, opened: TensorSource, role: str | None) -> Co
 
 
 def _open_video_decoder(path: Path, opened: TensorSource, role: str | None) -> Contents:
-    source = opened.renamed("decoder.{}".format) if "conv_in.conv.weight" in opened else opened
-    config = detect_turbo_vaed(source.shapes, str(path), source.metadata)
-    return Contents(VIDEO_DECODER, path, opened, source, TurboDecoder(config, **_META), config)
+    file = examine_turbo_decoder(opened)
+    return Contents(VIDEO_DECODER, path, opened, file.source, TurboDecoder(file.config, **_META), file.config)
 
 
 def _open_image_encoder(path: Path, opened: TensorSource, role: str | None) -> Contents:
@@ -111,14 +104,6 @@ def _open_audio_vae(path: Path, opened: TensorSource, role: str | None) -> Conte
     return Contents(AUDIO_VAE, path, opened, source, Oobleck(config, **_META), config, as_loaded=fold_weight_norm)
 
 
-_MARKS: Mapping[str, tuple[str, ...]] = {
-    TRANSFORMER: (SIGNATURE[0],),
-    TEXT_ENCODER: tuple(f"{prefix}layers.0.pre_self_attn_layernorm.weight" for prefix in TEXT_PREFIXES),
-    IMAGE_ENCODER: ("encoder.downsamples.0.downsamples.0.residual.2.weight",),
-    AUDIO_VAE: (f"{AUDIO_PREFIX}encoder.layers.0.bias", "encoder.layers.0.bias"),
-    VIDEO_DECODER: ("up_blocks.0.resnets.0.conv1.conv.weight",),
-}
-"""A name that each kind has, or the end of one, and no other; order matters where a file holds several."""
 _OPENERS: Mapping[str, Callable[[Path, TensorSource, str | None], Contents]] = {
     TRANSFORMER: _open_transformer,
     TEXT_ENCODER: _open_text_encoder,

@@ -1,6 +1,5 @@
 """What a file or folder of weights is, in lines for a person: kind, role, sizes, dtypes, what is missing."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass
@@ -8,19 +7,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..dit.config import TransformerConfig
+from ..dit.load import BANDS
 from ..errors import CheckpointError
 from ..text.load import EMBEDDED_TOKENIZER
 from ..weights.files import some
-from ..weights.quantised import READABLE_FORMATS, dequantised, packed_weights
+from ..weights.formats import COMMUNITY_SCALES, EXTRAS, NOTE, READABLE_FORMATS, WEIGHT_SCALES, noted_format
+from ..weights.known import TEXT_ENCODER
+from ..weights.quantised import dequantised, packed_weights
 from ..weights.tensors import TensorSource
-from .kinds import TEXT_ENCODER, Contents, open_kind
+from .kinds import Contents, open_kind
 
-NOTE = ".comfy_quant"
-EXTRAS = (
-    NOTE, ".weight_scale", ".weight_scale_2", ".scale_weight", ".input_scale", ".scale_input", ".pre_quant_scale",
-    ".__fp8_scale", "scaled_fp8",
-)  # fmt: skip
-"""Ends of the names of what quantised files hold beside the model's own tensors."""
 LONGEST_VALUE = 120
 
 
@@ -84,7 +80,8 @@ def _tensors(contents: Contents, plain: TensorSource, opened: TensorSource) -> l
         ("stored", ", ".join(f"{dtype} {gibibytes(size)}" for dtype, size in sizes.most_common())),
     ]
     own = {id(entry) for entry in contents.source.entries.values()}
-    merged = len(own - {id(entry) for entry in opened.entries.values()})
+    as_stored = {id(entry) for entry in opened.entries.values()}
+    merged = sum(id(e) not in as_stored and name != BANDS for name, e in contents.source.entries.items())
     if merged:
         lines.append(("layout", f"experts or projections apart; {merged} tensors are put together when they are read"))
     unused = [n for n, entry in opened.entries.items() if id(entry) not in own and n != EMBEDDED_TOKENIZER]
@@ -108,17 +105,14 @@ def _quantisation(source: TensorSource) -> tuple[str, set[str]]:
     """In words, and the formats that ComfyUI's notes name."""
     formats: Counter[str] = Counter()
     for name, entry in source.entries.items():
-        if name.endswith(NOTE):
-            try:
-                formats[str(json.loads(bytes(entry.read().flatten().tolist()))["format"])] += 1
-            except (ValueError, TypeError, LookupError):
-                formats["an unreadable note"] += 1
+        if name.endswith(f".{NOTE}"):
+            formats[noted_format(entry.read()) or "an unreadable note"] += 1
     of_blocks = {f"{name}_scale" for name in packed_weights(source)}
     per_row = sum(
-        name.endswith((".weight_scale", ".__fp8_scale", ".scale_weight")) and entry.numel > 1 and name not in of_blocks
+        name.endswith(WEIGHT_SCALES) and entry.numel > 1 and name not in of_blocks
         for name, entry in source.entries.items()
     )
-    community = sum(name.endswith((".__fp8_scale", ".scale_weight")) for name in source.names)
+    community = sum(name.endswith(COMMUNITY_SCALES) for name in source.names)
     float8 = sum("float8" in str(entry.dtype) and len(entry.shape) > 1 for entry in source.entries.values())
     parts = [f"{count} layers {found} (ComfyUI's notes)" for found, count in formats.items()]
     if community:

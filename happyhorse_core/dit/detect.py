@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ..errors import CheckpointError
-from ..weights.nvfp4 import rounded_up
+from ..weights.formats import TENSOR_SCALE, rounded_up
 from .config import MODALITIES, TransformerConfig, released_local_layers
 from .roles import DISTILLED, Role
 
@@ -116,8 +116,8 @@ def _head_counts(shapes: Shapes, mm_layers: tuple[int, ...], head_dim: int, wher
 
 
 def _has_rows(shapes: Shapes, name: str, expected: int) -> bool:
-    """Whether a matrix has so many rows; packed ones are filled up with zeros (see ``nvfp4``)."""
-    packed = f"{name}_scale_2" in shapes
+    """Whether a matrix has so many rows; packed ones are filled up with zeros (see ``weights.nvfp4``)."""
+    packed = name.removesuffix("weight") + TENSOR_SCALE in shapes
     return shapes[name][0] == (rounded_up(expected) if packed else expected)
 
 

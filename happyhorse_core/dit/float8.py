@@ -13,14 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import Device, DType, EmptyLinear, ExpertLinear, Linear, TorchOps
+from ..weights.formats import ALIGNMENT, FLOAT8
 from .config import MODALITIES
 from .elementwise import blocks
 
-FLOAT8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FLOAT8).max
 SMALLEST_SCALE = 1e-30
-ALIGNMENT = 16
-"""CUDA's float8 products ask for widths that this divides. Of the released ones it divides neither 7208 nor 13652."""
 
 
 def has_float8_products(device: torch.device) -> bool:

@@ -1,7 +1,7 @@
 """Builds a transformer from its files."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,10 +9,11 @@ import torch
 from ..ops import Operations, TorchOps
 from ..progress import Progress, silent
 from ..weights.fill import load_module
+from ..weights.formats import FLOAT8
 from ..weights.source import Opener, TensorSource, open_source
 from .config import TransformerConfig
 from .detect import detect_transformer, find_prefix
-from .float8 import FLOAT8, float8_operations
+from .float8 import float8_operations
 from .model import HappyHorseTransformer
 from .roles import Role, resolve_role
 from .rope import frequency_bands
@@ -51,7 +52,18 @@ def examine_transformer(source: TensorSource, path: Path, role: str | None = Non
     source = source.sub(prefix) if prefix else source
     found, origin = resolve_role(role, source.metadata, Path(path))
     config = detect_transformer(source.shapes, role=found, metadata=source.metadata, where=str(path))
-    return TransformerFile(source, config, found, origin)
+    return TransformerFile(_with_exact_bands(source, config.rope_bands), config, found, origin)
+
+
+def _with_exact_bands(source: TensorSource, count: int) -> TensorSource:
+    """Merged files store the rotary frequencies rounded, which moves every position; the formula is exact."""
+    stored = source.entries.get(BANDS)
+    if stored is None or stored.dtype == torch.float32:
+        return source
+    exact = replace(
+        stored, shape=(count,), dtype=torch.float32, read=lambda: frequency_bands(count), release=lambda: None
+    )
+    return source.with_entries({**source.entries, BANDS: exact})
 
 
 def keeps_float8(dtype: torch.dtype) -> bool:
@@ -83,9 +95,6 @@ def load_transformer(
         operations = float8_operations(torch.device(device)) if keeps_float8(dtype) else TorchOps
     model = HappyHorseTransformer(file.config, operations=operations, dtype=dtype, device="meta")
     load_module(model, file.source, ignore=IGNORED, device=device, progress=progress)
-    if file.source.dtypes[BANDS] != torch.float32:
-        # Merged files store the rotary frequencies rounded, which moves every position; the formula is exact.
-        model.adapter.rope.bands = frequency_bands(file.config.rope_bands).to(device)
     logger.info(
         "Loaded the %s transformer (%s): %d layers, hidden %d, %s, from %s",
         file.role.name,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from ..ops import Device, DType, LayerArguments, Operations, Options
 from ..progress import Progress, silent
-from ..weights.nvfp4 import rounded_up
+from ..weights.formats import TENSOR_SCALE, rounded_up
 
 PREFIXES = ("model.encoder.", "encoder.", "")
 """What stands before the encoder's names: as released, in merged files, and where someone kept the encoder alone."""
@@ -140,7 +140,7 @@ def _inner_size(shapes: Mapping[str, tuple[int, ...]], prefix: str, settings: Ma
     name = f"{prefix}layers.0.mlp.gate_proj.weight"
     rows = shapes[name][0]
     size = int(_number(settings, "intermediate_size", rows, where))
-    return size if f"{name}_scale_2" in shapes and rounded_up(size) == rows else rows
+    return size if name.removesuffix("weight") + TENSOR_SCALE in shapes and rounded_up(size) == rows else rows
 
 
 def _check_settings(settings: Mapping[str, Any], found: Mapping[str, int], where: str) -> None:

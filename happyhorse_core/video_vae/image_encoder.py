@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from ..geometry import SPATIAL_STRIDE
 from ..ops import Device, DType, LayerArguments, ModuleArguments, Operations
-from .shapes import count_blocks, dimension, foreign
+from ..weights.known import foreign
+from .shapes import count_blocks, dimension
 
 EXPECTED = (
     "a Wan2.2 video autoencoder (keys 'encoder.conv1.weight', "

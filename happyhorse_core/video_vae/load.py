@@ -29,9 +29,14 @@ def inspect_turbo_decoder(path: str | Path, opener: Opener = open_source) -> Com
     Key map: names may lack the ``decoder.`` that the released file has. Raises CheckpointError for a file that is
     missing, damaged or of another model.
     """
-    file = opener(path)
-    source = file.renamed("decoder.{}".format) if "conv_in.conv.weight" in file else file
-    return ComponentFile(source, detect_turbo_vaed(source.shapes, str(path), source.metadata))
+    return examine_turbo_decoder(opener(path))
+
+
+def examine_turbo_decoder(source: TensorSource) -> ComponentFile[TurboVAEDConfig]:
+    """What ``inspect_turbo_decoder`` does once a file is open."""
+    if "conv_in.conv.weight" in source:
+        source = source.renamed("decoder.{}".format)
+    return ComponentFile(source, detect_turbo_vaed(source.shapes, str(source.path), source.metadata))
 
 
 def load_turbo_decoder(

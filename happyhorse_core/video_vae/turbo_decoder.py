@@ -22,7 +22,8 @@ from ..errors import CheckpointError
 from ..geometry import SPATIAL_STRIDE, TEMPORAL_STRIDE
 from ..ops import Device, DType, LayerArguments, ModuleArguments, Operations
 from ..progress import Progress, silent
-from .shapes import count_blocks, dimension, foreign
+from ..weights.known import foreign
+from .shapes import count_blocks, dimension
 
 EXPECTED = "a TurboVAED decoder (keys 'decoder.conv_in.conv.weight', 'decoder.up_blocks.0.resnets.0.conv1.conv.weight')"
 CONTEXT = 1

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from ..progress import Progress, silent
 from .files import SHOWN, some
+from .formats import FLOAT8
 from .quantised import dequantised, float8_scale_names
 from .tensors import TensorEntry, TensorSource
 
@@ -27,7 +28,7 @@ def load_module(
     Each is cast to the dtype that the module was built with, or to ``dtype_of(name, tensor)``; quantised weights
     are multiplied out first (see ``quantised``). A tensor that needs no cast and stays on the CPU remains a view of
     the mapped file, so its pages are read when they are first used. Parameters don't ask for gradients. ``progress``
-    counts the bytes of the files. A layer that has ``keep_float8(weight, scale)`` gets a float8_e4m3fn weight as it is,
+    counts the bytes of the files. A layer that has ``keep_float8(weight, scale)`` gets a float8 weight as it is,
     with its scale, or 1 where the file has none.
 
     Names, shapes and kinds are compared before anything is read. Raises CheckpointError for a tensor that is missing,
@@ -62,7 +63,7 @@ def _placed(entry: TensorEntry, device: torch.device | str, dtype: torch.dtype) 
 
 def _float8_keeper(module: nn.Module, name: str, entry: TensorEntry) -> Callable[[Tensor, Tensor], None] | None:
     """What takes this weight as it is stored; None where it can't, or nothing would."""
-    if entry.dtype != torch.float8_e4m3fn or not name.endswith(".weight"):
+    if entry.dtype != FLOAT8 or not name.endswith(".weight"):
         return None
     return getattr(module.get_submodule(name.removesuffix(".weight")), "keep_float8", None)
 

@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FORMAT = "nvfp4"
-"""What ComfyUI's note of a layer calls it."""
+from .formats import FLOAT8, rounded_up
+
 BLOCK = 16
 TILE_ROWS, TILE_COLUMNS = 128, 4
-SCALE_DTYPE = torch.float8_e4m3fn
+SCALE_DTYPE = FLOAT8
 MAX_E2M1 = 6.0
 LARGEST = MAX_E2M1 * torch.finfo(SCALE_DTYPE).max
 """The largest number that can be written with a tensor scale of one."""
@@ -33,11 +33,6 @@ LARGEST = MAX_E2M1 * torch.finfo(SCALE_DTYPE).max
 _VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, MAX_E2M1)
 """Of the codes 0 to 7; with 8 added they are negative."""
 _SIGN = 8
-
-
-def rounded_up(size: int, multiple: int = BLOCK) -> int:
-    """The smallest multiple that is not below ``size``."""
-    return -(-size // multiple) * multiple
 
 
 def padded(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -1,14 +1,13 @@
-"""Scaled float8 weights and nvfp4 ones, multiplied out as they are read.
+"""Scaled float8 weights and nvfp4 ones, dequantised as they are read.
 
 Community files hold a weight divided by a scale, in float8, and the scale beside it. Read without its scale, such a
 weight has the right shape and wrong values, so the two belong together: a float8 tensor ``X.weight`` is multiplied by
-``X.weight.__fp8_scale``, ``X.weight_scale`` or ``X.scale_weight``, one number or one a row. Where no tensor has a
+its scale, one number or one a row, under one of the names in ``formats``. Where no tensor has a
 scale, float8 is plain rounding and taken as it is; where some matrices have one and others don't, scales were lost.
-ComfyUI's nvfp4 layers are told by their note ``X.comfy_quant``; see ``nvfp4`` for their tensors. All other quantised
+ComfyUI's nvfp4 layers are told by their note; see ``nvfp4`` for their tensors. All other quantised
 kinds are refused.
 """
 
-import json
 from dataclasses import replace
 from functools import partial
 
@@ -18,22 +17,23 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from . import nvfp4
 from .files import some
+from .formats import (
+    COMMUNITY_SCALES,
+    FILE_MARK,
+    FLOAT8_DTYPES,
+    FLOAT8_FORMATS,
+    INPUT_SCALES,
+    NOTE,
+    NVFP4,
+    READABLE_FORMATS,
+    SCALE,
+    TENSOR_SCALE,
+    WEIGHT_SCALES,
+    noted_format,
+)
 from .tensors import TensorEntry, TensorSource
 
-_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
-_ACTIVATION_SCALES = ("input_scale", "scale_input")
-"""Only of use to layers that round their inputs to float8 too."""
-_LAYER_FORMAT = "comfy_quant"
-_FLOAT8_FORMATS = ("float8_e4m3fn", "float8_e5m2")
-READABLE_FORMATS = (*_FLOAT8_FORMATS, nvfp4.FORMAT)
-_FILE_MARK = "scaled_fp8"
-_SCALES = (
-    ".__fp8_scale",
-    ".weight_scale",
-    ".weight_scale_2",
-    ".scale_weight",
-    *(f".{name}" for name in _ACTIVATION_SCALES),
-)
+_SCALES = tuple(f".{name.removeprefix('weight.')}" for name in (*WEIGHT_SCALES, TENSOR_SCALE, *INPUT_SCALES))
 
 
 def dequantised(source: TensorSource, module: nn.Module | None = None) -> TensorSource:
@@ -50,7 +50,7 @@ def dequantised(source: TensorSource, module: nn.Module | None = None) -> Tensor
     for name in packed_weights(source):
         entries[name] = _unpacked(name, entries, targets.get(name))
     for name, entry in list(entries.items()):
-        if entry.dtype not in _FLOAT8:
+        if entry.dtype not in FLOAT8_DTYPES:
             continue
         scale = _take_scale(name, entry, entries)
         if scale is not None:
@@ -68,18 +68,19 @@ def dequantised(source: TensorSource, module: nn.Module | None = None) -> Tensor
 
 
 def packed_weights(source: TensorSource) -> list[str]:
-    """The names of weights of which a byte holds two numbers, by a note beside them."""
+    """The names of weights that are stored in nvfp4, two numbers a byte, which the note beside them tells."""
     return [
         name
         for name, entry in source.entries.items()
-        if name.endswith("weight") and entry.dtype == torch.uint8 and f"{_layer(name)}{_LAYER_FORMAT}" in source
+        if name.endswith("weight") and entry.dtype == torch.uint8 and f"{_layer(name)}{NOTE}" in source
     ]
 
 
 def float8_scale_names(weight: str) -> tuple[str, str, str]:
     """The names under which the scale of a float8 weight may stand; at most one does."""
     layer = _layer(weight)
-    return f"{weight}.__fp8_scale", f"{layer}weight_scale", f"{layer}scale_weight"
+    scale, beside, older = (layer + name for name in WEIGHT_SCALES)
+    return scale, beside, older
 
 
 def _layer(weight: str) -> str:
@@ -92,7 +93,7 @@ def _check_left_over(source: TensorSource, entries: dict[str, TensorEntry]) -> N
     lone = [name for name in entries if name.endswith(_SCALES)]
     if not lone:
         return
-    layer = lone[0].removesuffix(".weight.__fp8_scale").removesuffix(f".{lone[0].rpartition('.')[2]}")
+    layer = lone[0].removesuffix(f".{COMMUNITY_SCALES[0]}").removesuffix(f".{lone[0].rpartition('.')[2]}")
     weight = entries.get(f"{layer}.weight")
     found = "no weight" if weight is None else f"a weight of {weight.dtype}"
     raise CheckpointError(
@@ -102,16 +103,16 @@ def _check_left_over(source: TensorSource, entries: dict[str, TensorEntry]) -> N
 
 
 def _is_file_mark(name: str) -> bool:
-    return name.rpartition(".")[2] == _FILE_MARK
+    return name.rpartition(".")[2] == FILE_MARK
 
 
 def _take_scale(name: str, entry: TensorEntry, entries: dict[str, TensorEntry]) -> TensorEntry | None:
     """Takes what belongs to one float8 tensor off the list and returns its scale."""
     layer = _layer(name)
-    note = entries.pop(f"{layer}{_LAYER_FORMAT}", None)
+    note = entries.pop(f"{layer}{NOTE}", None)
     if note is not None:
-        _check_format(f"{layer}{_LAYER_FORMAT}", note, _FLOAT8_FORMATS)
-    for suffix in _ACTIVATION_SCALES:
+        _check_format(f"{layer}{NOTE}", note, tuple(FLOAT8_FORMATS.values()))
+    for suffix in INPUT_SCALES:
         entries.pop(layer + suffix, None)
     candidates = float8_scale_names(name)
     keys = [key for key in candidates if key in entries]
@@ -122,10 +123,9 @@ def _take_scale(name: str, entry: TensorEntry, entries: dict[str, TensorEntry]) 
 
 def _check_format(name: str, note: TensorEntry, expected: tuple[str, ...]) -> None:
     """Checks ComfyUI's note of how a layer was quantised: JSON in a uint8 tensor."""
-    try:
-        found = json.loads(bytes(note.read().flatten().tolist()))["format"]
-    except (ValueError, TypeError, LookupError) as error:
-        raise CheckpointError(f"{note.file}: tensor {name}: expected JSON that names a format.") from error
+    found = noted_format(note.read())
+    if found is None:
+        raise CheckpointError(f"{note.file}: tensor {name}: expected JSON that names a format.")
     if found not in expected:
         raise CheckpointError(
             f"{note.file}: tensor {name}: found format {found}; expected {' or '.join(expected)}. Of ComfyUI's formats "
@@ -136,13 +136,13 @@ def _check_format(name: str, note: TensorEntry, expected: tuple[str, ...]) -> No
 def _unpacked(name: str, entries: dict[str, TensorEntry], target: Tensor | None) -> TensorEntry:
     """Takes what belongs to one packed weight off the list; returns what it reads as, without the zeros if it fits."""
     layer, packed = _layer(name), entries[name]
-    _check_format(f"{layer}{_LAYER_FORMAT}", entries.pop(f"{layer}{_LAYER_FORMAT}"), (nvfp4.FORMAT,))
-    entries.pop(f"{layer}{_ACTIVATION_SCALES[0]}", None)
-    blocks, whole = entries.pop(f"{layer}weight_scale", None), entries.pop(f"{layer}weight_scale_2", None)
+    _check_format(f"{layer}{NOTE}", entries.pop(f"{layer}{NOTE}"), (NVFP4,))
+    entries.pop(f"{layer}{INPUT_SCALES[0]}", None)
+    blocks, whole = entries.pop(layer + SCALE, None), entries.pop(layer + TENSOR_SCALE, None)
     if blocks is None or whole is None:
         raise CheckpointError(
-            f"{packed.file}: tensor {name}: {layer}weight_scale and {layer}weight_scale_2 are expected beside a weight "
-            f"in {nvfp4.FORMAT}, one is missing. Download a complete file."
+            f"{packed.file}: tensor {name}: {layer}{SCALE} and {layer}{TENSOR_SCALE} are expected beside a weight "
+            f"in {NVFP4}, one is missing. Download a complete file."
         )
     shape = (packed.shape[0], 2 * packed.shape[-1])
     if (
@@ -155,7 +155,7 @@ def _unpacked(name: str, entries: dict[str, TensorEntry], target: Tensor | None)
         raise CheckpointError(
             f"{packed.file}: tensor {name}: found bytes of shape {list(packed.shape)}, {blocks.dtype} block scales of "
             f"shape {list(blocks.shape)} and a {whole.dtype} scale of shape {list(whole.shape)}, which make no matrix "
-            f"in {nvfp4.FORMAT}. The file is damaged; download it again."
+            f"in {NVFP4}. The file is damaged; download it again."
         )
     if target is not None and target.dim() == 2 and nvfp4.padded(tuple(target.shape)) == shape:
         shape = (target.shape[0], target.shape[1])

@@ -22,12 +22,12 @@ from ...happyhorse_core.dit.config import TransformerConfig
 from ...happyhorse_core.dit.memory import activation_bytes
 from ...happyhorse_core.dit.model import HappyHorseTransformer
 from ...happyhorse_core.dit.roles import Role
-from .latent_format import HappyHorseLatent
+from ...happyhorse_core.text.tokenizer import MAX_TOKENS
+from .latent_format import AUDIO_LATENT, VIDEO_LATENT, HappyHorseLatent, is_pair
 from .ops import host_operations, let_layers_choose
 
 PATCH_VALUES = geometry.VIDEO_CHANNELS * 4
 """Latent values that make one video token: 48 channels of a 2 x 2 patch."""
-MAX_TEXT_TOKENS = 640
 LOCAL_LAYERS = "happyhorse_local_layers"
 """Key of ``transformer_options``: the layers with local attention, where it is not the checkpoint's own choice."""
 
@@ -170,24 +170,11 @@ class HappyHorseModel(comfy.model_base.BaseModel):
         }
 
     def _check_streams(self, shapes: Sequence[Sequence[int]] | None) -> None:
-        expected = (
-            f"video [batch, {geometry.VIDEO_CHANNELS}, frames, height, width] with even height and width, and audio "
-            f"[batch, {geometry.AUDIO_CHANNELS}, length]"
-        )
         found = [list(shape) for shape in shapes or []]
-        fits = (
-            len(found) == 2
-            and len(found[0]) == 5
-            and len(found[1]) == 3
-            and found[0][1] == geometry.VIDEO_CHANNELS
-            and found[1][1] == geometry.AUDIO_CHANNELS
-            and found[0][3] % 2 == 0
-            and found[0][4] % 2 == 0
-        )
-        if not fits:
+        if not is_pair(found):
             raise ValueError(
-                f"latent: found streams of shapes {found}, expected {expected}. Use Empty HappyHorse Latent, or join "
-                "picture and sound with Concat AV Latent."
+                f"latent: found streams of shapes {found}, expected {VIDEO_LATENT}, and {AUDIO_LATENT}. Use Empty "
+                "HappyHorse Latent, or join picture and sound with Concat AV Latent."
             )
 
     def _check_text(self, text: Tensor | None) -> None:
@@ -219,7 +206,7 @@ class HappyHorseModel(comfy.model_base.BaseModel):
 
     def memory_required(self, input_shape: Sequence[int], cond_shapes: dict[str, Any] | None = None) -> float:
         """Bytes of working memory for one call. The shape is the packed [B, 1, N] or, unpacked, [B, 48, T, H, W]."""
-        tokens = input_shape[0] * (math.prod(input_shape[1:]) // PATCH_VALUES + MAX_TEXT_TOKENS)
+        tokens = input_shape[0] * (math.prod(input_shape[1:]) // PATCH_VALUES + MAX_TOKENS)
         compute = self.manual_cast_dtype if self.manual_cast_dtype is not None else self.get_dtype()
         itemsize = compute.itemsize if compute in self.model_config.supported_inference_dtypes else 2
         return activation_bytes(tokens, self.model_config.transformer.hidden_size, itemsize)

@@ -8,7 +8,6 @@ import inspect
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import comfy.model_management as mm
@@ -17,10 +16,9 @@ import torch
 from torch import Tensor
 
 from ...happyhorse_core.dit.config import TransformerConfig
-from ...happyhorse_core.dit.load import ATTENTION_CHOICE, BANDS, IGNORED, inspect_transformer
+from ...happyhorse_core.dit.load import ATTENTION_CHOICE, IGNORED, inspect_transformer
 from ...happyhorse_core.dit.model import HappyHorseTransformer
 from ...happyhorse_core.dit.roles import ROLES
-from ...happyhorse_core.dit.rope import frequency_bands
 from ...happyhorse_core.ops import TorchOps
 from ...happyhorse_core.weights.quantised import dequantised
 from ...happyhorse_core.weights.source import TensorSource
@@ -84,7 +82,6 @@ def build_patcher(
         model.to(patcher.offload_device)
     assign = patcher.is_dynamic()
     dtype_of = target_dtypes(config, quantised, assign)
-    source = with_exact_bands(source, config)
     if ComfyAttention is None:
         source = source.renamed(lambda name: None if name.endswith(ATTENTION_CHOICE) else name)
     fill(model.diffusion_model, source, dtype_of, assign=assign)
@@ -151,12 +148,3 @@ def target_dtypes(config: HappyHorseConfig, quantised: bool, assign: bool) -> Ca
         return chosen
 
     return dtype_of
-
-
-def with_exact_bands(source: TensorSource, config: HappyHorseConfig) -> TensorSource:
-    """Merged files store the rotary frequencies rounded, which moves every position; the formula is exact."""
-    stored = source.entries[BANDS]
-    if stored.dtype == torch.float32:
-        return source
-    exact = replace(stored, dtype=torch.float32, read=lambda: frequency_bands(config.transformer.rope_bands))
-    return source.with_entries({**source.entries, BANDS: exact})

@@ -1,6 +1,5 @@
 """Quantised checkpoints under the names by which the host's quantised layers know them."""
 
-import json
 import math
 from dataclasses import replace
 
@@ -9,16 +8,23 @@ from comfy.quant_ops import QUANT_ALGOS
 from torch import nn
 
 from ...happyhorse_core.errors import CheckpointError
+from ...happyhorse_core.weights.formats import (
+    COMMUNITY_SCALES,
+    FILE_MARK,
+    FLOAT8_FORMATS,
+    INPUT_SCALES,
+    NOTE,
+    SCALE,
+    note_bytes,
+    noted_format,
+)
 from ...happyhorse_core.weights.source import TensorSource
 from ...happyhorse_core.weights.tensors import TensorEntry
 
-QUANT_NOTE = ".comfy_quant"
-FOREIGN_SCALES = (".weight.__fp8_scale", ".scale_weight", ".weight_scale")
+QUANT_NOTE = f".{NOTE}"
+FOREIGN_SCALES = tuple(f".{name}" for name in (*COMMUNITY_SCALES, SCALE))
 """Ends of the names of float8 scales in files of other programs, and of the host's own before it wrote notes."""
-OLD_INPUT_SCALE = ".scale_input"
-OLD_MARK = "scaled_fp8"
-"""A tensor of the host's older files; with two elements it asks for products in full precision."""
-FLOAT8_NOTE = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}
+INPUT_SCALE, OLD_INPUT_SCALE = (f".{name}" for name in INPUT_SCALES)
 
 
 def is_quantised(source: TensorSource) -> bool:
@@ -43,24 +49,24 @@ def _foreign_scales(source: TensorSource) -> dict[str, str]:
 def _is_one_scale(source: TensorSource, layer: str, scale: str) -> bool:
     """Whether a scale is one number for a whole float8 weight, the only kind that the host's layers know."""
     weight = source.entries.get(f"{layer}.weight")
-    return weight is not None and weight.dtype in FLOAT8_NOTE and math.prod(source.entries[scale].shape) == 1
+    return weight is not None and weight.dtype in FLOAT8_FORMATS and math.prod(source.entries[scale].shape) == 1
 
 
 def with_host_notes(source: TensorSource) -> TensorSource:
     """A view in which scaled float8 weights of other programs and older files carry the host's names and notes."""
     foreign = _foreign_scales(source)
-    marks = [entry for name, entry in source.entries.items() if name.rpartition(".")[2] == OLD_MARK]
+    marks = [entry for name, entry in source.entries.items() if name.rpartition(".")[2] == FILE_MARK]
     extra = {"full_precision_matrix_mult": True} if any(mark.numel == 2 for mark in marks) else {}
     entries = {}
     for name, entry in source.entries.items():
         layer = name.removesuffix(OLD_INPUT_SCALE)
-        if name.rpartition(".")[2] == OLD_MARK or name in foreign.values():
+        if name.rpartition(".")[2] == FILE_MARK or name in foreign.values():
             continue
-        entries[f"{layer}.input_scale" if layer in foreign else name] = entry
+        entries[layer + INPUT_SCALE if layer in foreign else name] = entry
     for layer, scale in foreign.items():
-        entries[f"{layer}.weight_scale"] = source.entries[scale]
-        note = {"format": FLOAT8_NOTE[source.entries[f"{layer}.weight"].dtype], **extra}
-        entries[layer + QUANT_NOTE] = _note(source.entries[scale], note)
+        entries[f"{layer}.{SCALE}"] = source.entries[scale]
+        note = note_bytes(FLOAT8_FORMATS[source.entries[f"{layer}.weight"].dtype], **extra)
+        entries[layer + QUANT_NOTE] = _as_tensor(source.entries[scale], note)
     return source.with_entries(entries)
 
 
@@ -85,10 +91,9 @@ def without_formats(source: TensorSource, expected: nn.Module) -> TensorSource:
 def _format_tensors(source: TensorSource, layer: str) -> set[str]:
     """What stands beside a layer's weight in its format: what the host's table names, and parts of the weight."""
     note = source.entries[layer + QUANT_NOTE]
-    try:
-        name = json.loads(source.read(layer + QUANT_NOTE).numpy().tobytes())["format"]
-    except (ValueError, TypeError, LookupError) as error:
-        raise CheckpointError(f"{note.file}: tensor {layer}{QUANT_NOTE}: expected JSON that names a format.") from error
+    name = noted_format(source.read(layer + QUANT_NOTE))
+    if name is None:
+        raise CheckpointError(f"{note.file}: tensor {layer}{QUANT_NOTE}: expected JSON that names a format.")
     if name not in QUANT_ALGOS:
         raise CheckpointError(
             f"{note.file}: tensor {layer}{QUANT_NOTE}: found format {name!r}; this ComfyUI knows "
@@ -96,9 +101,9 @@ def _format_tensors(source: TensorSource, layer: str) -> set[str]:
         )
     # Not every host lists the parts of a weight in its table, but all of them name parts ``weight_...``.
     parts = {other.rpartition(".")[2] for other in source.names if other.startswith(f"{layer}.weight_")}
-    return {QUANT_NOTE[1:], *QUANT_ALGOS[name]["parameters"], *parts}
+    return {NOTE, *QUANT_ALGOS[name]["parameters"], *parts}
 
 
-def _note(beside: TensorEntry, content: dict[str, object]) -> TensorEntry:
-    tensor = torch.frombuffer(bytearray(json.dumps(content).encode()), dtype=torch.uint8)
+def _as_tensor(beside: TensorEntry, content: bytes) -> TensorEntry:
+    tensor = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     return replace(beside, shape=tuple(tensor.shape), dtype=tensor.dtype, read=lambda: tensor)

@@ -18,6 +18,7 @@ from comfy.quant_ops import QuantizedTensor, TensorCoreFP8E4M3Layout
 from torch import Tensor
 
 from ...happyhorse_core.dit.config import MODALITIES
+from ...happyhorse_core.weights.formats import ALIGNMENT, FLOAT8
 
 NAME = "HappyHorseStackedFP8Layout"
 ROWS_NAME = "HappyHorseRowFP8Layout"
@@ -26,7 +27,6 @@ PADDED_NAME = "HappyHorsePaddedFP8Layout"
 """One scale, as the host's own layout, for weights whose sides 16 doesn't divide."""
 HOST_NAME = "TensorCoreFP8E4M3Layout"
 SLICEABLE = (NAME, ROWS_NAME, HOST_NAME, "TensorCoreFP8E5M2Layout")
-ALIGNMENT = 16
 
 
 class StackedFP8Layout(getattr(comfy.quant_ops, "QuantizedLayout", object)):
@@ -104,7 +104,7 @@ class Float8Rows(NamedTuple):
     @property
     def can_multiply(self) -> bool:
         """Whether the host's float8 product takes them."""
-        return self.data.dtype == torch.float8_e4m3fn and self.scale.numel() == 1
+        return self.data.dtype == FLOAT8 and self.scale.numel() == 1
 
     def linear(self, x: Tensor, input_scale: Tensor | None, bias: Tensor | None) -> Tensor:
         """[tokens, in] -> [tokens, rows], by the host's float8 product, as the host's own layers use it."""

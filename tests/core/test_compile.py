@@ -9,9 +9,10 @@ import torch._dynamo
 from torch import Tensor
 
 from benchmarks.stages import Size, filled
-from happyhorse_core.dit.float8 import FLOAT8, Float8ProductOps
+from happyhorse_core.dit.float8 import Float8ProductOps
 from happyhorse_core.dit.model import HappyHorseTransformer
 from happyhorse_core.ops import TorchOps
+from happyhorse_core.weights.formats import FLOAT8
 
 LAYERS = 4
 

@@ -12,10 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from happyhorse_core.cli import main
 from happyhorse_core.convert.run import convert
-from happyhorse_core.dit.float8 import FLOAT8, Float8Ops, Float8ProductOps, float8_operations, rounded_rows
+from happyhorse_core.dit.float8 import Float8Ops, Float8ProductOps, float8_operations, rounded_rows
 from happyhorse_core.dit.load import inspect_transformer, load_transformer, loaded_bytes
 from happyhorse_core.dit.model import HappyHorseTransformer
 from happyhorse_core.ops import TorchOps
+from happyhorse_core.weights.formats import FLOAT8
 
 BF16 = torch.bfloat16
 KINDS = ("fp8-scaled", "fp8", "community")

@@ -8,7 +8,7 @@ import torch
 from convert_helpers import saved, split_layout, tensors_of
 from torch import Tensor
 
-from happyhorse_core.dit.load import inspect_transformer, load_transformer
+from happyhorse_core.dit.load import BANDS, inspect_transformer, load_transformer
 from happyhorse_core.dit.split_experts import merge_split_experts
 from happyhorse_core.errors import CheckpointError
 from happyhorse_core.weights.source import open_source
@@ -41,6 +41,8 @@ def test_a_split_file_loads_as_the_released_weights(released, tmp_path, prefix):
     assert set(file.source.names) == set(released)
     for name, tensor in released.items():
         assert file.source.shapes[name] == tuple(tensor.shape)
+        if name == BANDS:
+            continue  # exact, whatever the layout: tested where whole files are
         assert file.source.dtypes[name] == torch.bfloat16
         assert torch.equal(file.source.read(name), tensor), name
     assert file.config.mm_layers == (0, 1, 4, 5)
