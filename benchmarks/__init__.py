@@ -1,1 +1,1 @@
-"""How long each stage takes beside the least that its own matrix products and attention take."""
+"""How long each stage takes beside the least that its own matmuls and attention take."""

@@ -1,4 +1,4 @@
-"""The floor of a stage: its matrix products, convolutions and attention alone, on the very tensors of a real run.
+"""The floor of a stage: its matmuls, convolutions and attention alone, on the very tensors of a real run.
 
 All layers of the core come from an injected ``operations`` object. ``Recorder.operations`` stands in for it, notes
 every call while the stage runs once, and ``replay`` makes the same calls again and nothing else.
@@ -57,7 +57,7 @@ class Recorder:
             def forward(self, x: Tensor, lengths: tuple[int, ...]) -> Tensor:
                 weights = self.weight.to(x.dtype).chunk(len(lengths))
                 for span, weight in zip(x.split(list(lengths), dim=1), weights, strict=True):
-                    # The products alone: putting the spans together again is not part of the floor.
+                    # The matmuls alone: putting the spans together again is not part of the floor.
                     recorder.note(lambda s=span, w=weight: F.linear(s, w))
                 return super().forward(x, lengths)
 

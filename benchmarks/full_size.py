@@ -2,7 +2,7 @@
 
 Needs torch and this checkout, nothing else. The 15.3e9 weights are made on the device itself, in bfloat16 (29 GiB) and
 then in float8 (14 GiB); the arithmetic is that of the released model. Prints seconds, floating-point operations, their
-rate beside the rate of a large matrix product of the same precision on the same device, peak memory, and the seconds
+rate beside the rate of a large matmul of the same precision on the same device, peak memory, and the seconds
 that the released code reports for one H100; for the decodes the seconds; and for one layer's attention at 1920x1088
 dense, local by slices and local by FlexAttention. On a slow device fewer steps are timed, and what there is no time for
 is left out, so that all of it takes less than 8 minutes.
@@ -27,7 +27,7 @@ from benchmarks.floor import synchronised, timed
 from benchmarks.stages import SHAPES, Size, heads, released_decoder, window_share
 from happyhorse_core.dit.config import TransformerConfig
 from happyhorse_core.dit.detect import detect_transformer
-from happyhorse_core.dit.float8 import Float8Ops, float8_operations, has_float8_products
+from happyhorse_core.dit.float8 import Float8Ops, float8_operations, has_float8_matmuls
 from happyhorse_core.dit.local_attention import frame_groups, local_attention
 from happyhorse_core.dit.model import HappyHorseTransformer
 from happyhorse_core.dit.roles import DISTILLED, SR_540P, SR_1080P, Role
@@ -131,9 +131,9 @@ def visible_scores(config: TransformerConfig, size: Size, layer: int) -> int:
 
 
 def product_rate(device: torch.device, side: int, precision: str) -> float:
-    """Operations per second of a square matrix product: the device's practical limit."""
+    """Operations per second of a square matmul: the device's practical limit."""
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    if precision == FP8 and has_float8_products(device):
+    if precision == FP8 and has_float8_matmuls(device):
         a, b, one = a.to(FLOAT8), b.to(FLOAT8), torch.ones((), device=device)
 
         def product() -> Tensor:
@@ -323,10 +323,10 @@ def print_table(
     """Prints what was found, and writes it to a file if there is a ``target``."""
     for line in found:
         counted = line["TFLOP/s"] != ""
-        line["share of product rate"] = round(line["TFLOP/s"] * 1e12 / rates[line["precision"]], 3) if counted else ""
-    products = "in float8" if has_float8_products(device) else "of weights multiplied out to bfloat16"
+        line["share of matmul rate"] = round(line["TFLOP/s"] * 1e12 / rates[line["precision"]], 3) if counted else ""
+    products = "in float8" if has_float8_matmuls(device) else "of weights dequantised to bfloat16"
     limits = ", ".join(f"{precision} {rate / 1e12:.0f} TFLOP/s" for precision, rate in rates.items())
-    head = f"{name}, torch {torch.__version__}, float8 products {products}, large matrix product: {limits}"
+    head = f"{name}, torch {torch.__version__}, float8 matmuls {products}, large matmul: {limits}"
     print(f"{head}\n\n{show(found) if found else 'Nothing was measured.'}")
     if target is not None:
         target.write_text(json.dumps({"machine": head, "date": time.strftime("%Y-%m-%d"), "stages": found}, indent=2))

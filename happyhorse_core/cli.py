@@ -140,7 +140,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
-        help="precision of weights and products; default bf16, or float32 on processors that are slow in bf16. With "
+        help="precision of weights and matmuls; default bf16, or float32 on processors that are slow in bf16. With "
         "bf16 a transformer file in float8 (convert --dtype fp8-scaled) stays so in memory and is multiplied in float8 "
         "on GPUs that can; with float32 never",
     )
@@ -297,7 +297,7 @@ def run_generate(args: argparse.Namespace) -> int:
     finally:
         bars.close()
     print(
-        f"{args.output}: {shape.width}x{shape.height}, {shape.pictures} frames, {shape.seconds:.2f} s, "
+        f"{args.output}: {shape.width}x{shape.height}, {shape.video_frames} frames, {shape.seconds:.2f} s, "
         f"seed {request.seed}, {request.role.name} model"
     )
     return 0

@@ -74,7 +74,7 @@ def snap_size(width: int, height: int) -> tuple[int, int]:
 class ClipShape:
     """The size of a clip, in every unit that a stage asks for.
 
-    ``width`` and ``height`` are multiples of 32. ``frames`` is what the model is asked for; ``pictures`` come out.
+    ``width`` and ``height`` are multiples of 32. ``frames`` is what the model is asked for; ``video_frames`` come out.
     """
 
     width: int
@@ -82,13 +82,13 @@ class ClipShape:
     frames: int
 
     @property
-    def pictures(self) -> int:
+    def video_frames(self) -> int:
         return frames_of_latent(latent_frames(self.frames))
 
     @property
     def seconds(self) -> float:
         """How long the finished clip lasts."""
-        return self.pictures / FRAME_RATE
+        return self.video_frames / FRAME_RATE
 
     @property
     def video_latent(self) -> tuple[int, int, int, int]:

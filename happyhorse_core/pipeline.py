@@ -182,7 +182,7 @@ class Pipeline:
             tokens, file.config.hidden_size, machine.dtype.itemsize
         )
         dtype = str(machine.dtype).removeprefix("torch.")
-        what = f"{shape.pictures} frames of {shape.width} x {shape.height} with {file.source.path} in {dtype}"
+        what = f"{shape.video_frames} frames of {shape.width} x {shape.height} with {file.source.path} in {dtype}"
         for device, ranks in Counter(machine.devices).items():
             require(ranks * needed, available_bytes(device), what)
 
@@ -369,7 +369,7 @@ def _settings(request: Request, first: ClipShape, shape: ClipShape, files: Model
         "steps": request.steps,
         "width": shape.width,
         "height": shape.height,
-        "frames": shape.pictures,
+        "frames": shape.video_frames,
         "model": request.role.name,
         "checkpoint": files.transformer.name,
         "from_image": request.image is not None,

@@ -47,13 +47,13 @@ class HappyHorseExtend(io.ComfyNode):
                     max=extend.MAX_OVERLAP_SECONDS,
                     step=1 / geometry.FRAME_RATE,
                     tooltip="Seconds at the end of the finished clip whose sound the next clip starts with. Its "
-                    "pictures are made again there, to the same sound. Longer keeps voices alike, shorter makes longer "
-                    "videos; 0.04 takes the very last picture.",
+                    "frames are made again there, to the same sound. Longer keeps voices alike, shorter makes longer "
+                    "videos; 0.04 takes the very last frame.",
                 ),
             ],
             outputs=[
                 io.Latent.Output(display_name="LATENT", tooltip="For a sampler. Its first frame and sound are held."),
-                io.Int.Output(display_name="OVERLAP", tooltip="The overlap in pictures, for HappyHorse Join Clips."),
+                io.Int.Output(display_name="OVERLAP", tooltip="The overlap in frames, for HappyHorse Join Clips."),
             ],
         )
 
@@ -134,7 +134,7 @@ class HappyHorseJoinClips(io.ComfyNode):
         frames = (clip.images.shape[0], following.images.shape[0])
         extend.check_overlap(overlap, *frames)
         warn_if_apart(clip.images[frames[0] - overlap], following.images[0])
-        images = extend.join_pictures(clip.images, following.images, overlap)
+        images = extend.join_frames(clip.images, following.images, overlap)
         audio = join_audio(clip.audio, following.audio, frames, overlap, crossfade_ms)
         joined = Types.VideoComponents(images=images, audio=audio, frame_rate=clip.frame_rate)
         return io.NodeOutput(InputImpl.VideoFromComponents(joined))
@@ -145,11 +145,11 @@ def components(video: Input.Video, field: str) -> Types.VideoComponents:
     found = video.get_components()
     if abs(found.frame_rate - geometry.FRAME_RATE) > 0.01:
         raise ValueError(
-            f"{field}: found {float(found.frame_rate):g} pictures a second, expected {geometry.FRAME_RATE}, as the "
+            f"{field}: found {float(found.frame_rate):g} frames a second, expected {geometry.FRAME_RATE}, as the "
             "model makes them."
         )
     if found.images.shape[0] == 0:
-        raise ValueError(f"{field}: found a video without pictures.")
+        raise ValueError(f"{field}: found a video without frames.")
     return replace(found, images=found.images[..., :3])
 
 
@@ -168,7 +168,7 @@ def warn_if_apart(last: Tensor, first: Tensor) -> None:
     difference = (last.float() - first.to(last.device).float()).abs().mean().item()
     if difference > APART:
         log.warning(
-            "HappyHorse: the clips do not meet at the join: their pictures differ by %.0f %%. Is overlap the one from "
+            "HappyHorse: the clips do not meet at the join: their frames differ by %.0f %%. Is overlap the one from "
             "HappyHorse Extend, and were the videos connected in this order?",
             100 * difference,
         )

@@ -55,8 +55,8 @@ class HappyHorseEmptyLatent(io.ComfyNode):
                     default=0,
                     min=0,
                     max=geometry.MAX_SECONDS * geometry.FRAME_RATE + 1,
-                    tooltip="Length in frames instead; 0: from seconds. Pictures come in fours after the first, so 126 "
-                    "frames give 125 pictures.",
+                    tooltip="Length in frames instead; 0: from seconds. Frames come in fours after the first, so 126 "
+                    "give 125.",
                     advanced=True,
                 ),
                 io.Int.Input(
@@ -78,8 +78,8 @@ class HappyHorseEmptyLatent(io.ComfyNode):
                 shape.width,
                 shape.height,
             )
-        if frames not in (0, shape.pictures):
-            log.warning("HappyHorse: %d frames are not 4n + 1; the clip has %d pictures.", frames, shape.pictures)
+        if frames not in (0, shape.video_frames):
+            log.warning("HappyHorse: %d frames are not 4n + 1; the clip has %d frames.", frames, shape.video_frames)
         device = comfy.model_management.intermediate_device()
         streams = [torch.zeros(batch_size, *size, device=device) for size in (shape.video_latent, shape.audio_latent)]
         return io.NodeOutput({"samples": NestedTensor(streams)})

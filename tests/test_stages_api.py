@@ -203,5 +203,5 @@ def test_a_clip_goes_on_and_both_become_one_video(comfy_server):
 
 
 def test_an_overlap_that_leaves_nothing_is_refused_before_the_second_clip(comfy_server):
-    with pytest.raises(PromptFailedError, match=r"node extend .*overlap: found 50 pictures .2 s., but the clip has 25"):
+    with pytest.raises(PromptFailedError, match=r"node extend .*overlap: found 50 frames .2 s., but the clip has 25"):
         comfy_server.queue(extended(2.0))

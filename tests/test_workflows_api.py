@@ -132,7 +132,7 @@ def test_note_names_every_file_its_folder_and_where_it_comes_from(name):
 OF_TINY_MODELS = (
     "the model reads at most 640",  # the tiny tokenizer has few words
     "ghosting",  # the tiny sizes are not of the trained shape
-    "pictures differ",  # random weights do not keep a first frame
+    "frames differ",  # random weights do not keep a first frame
 )
 """Warnings that the shipped sizes and released models do not give."""
 

@@ -25,7 +25,7 @@ def blocks(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def largest(tensor: Tensor) -> float:
-    """The largest magnitude in a tensor of floating-point numbers; infinite where a number is, or is none."""
+    """The largest magnitude in a tensor of floating-point numbers; inf where one is infinite or NaN."""
     found = [0.0]
     for block in filter(Tensor.numel, blocks(tensor)):
         found += map(float, torch.aminmax(block.float() if block.dtype.itemsize < 2 else block))

@@ -1,4 +1,4 @@
-"""The float32 work between the matrix products, a few tokens at a time.
+"""The float32 work between the matmuls, a few tokens at a time.
 
 Norms, rotary positions, gates and activations are float32 while what goes in and out is mostly bfloat16. Done on a
 whole sequence, each would write several float32 copies of it to memory and read them again; done in blocks, the copies

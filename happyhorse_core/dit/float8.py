@@ -1,9 +1,9 @@
 """Linear layers that keep weights in scaled float8: one byte a number, multiplied as such where the device can.
 
-Of a file with scaled float8 weights these layers take the weights as they are. On a device with float8 products an
+Of a file with scaled float8 weights these layers take the weights as they are. On a device with float8 matmuls an
 input is rounded to float8 too, with a scale for each token, so that a token's result depends neither on its neighbours
-nor on how a sequence is cut; the product itself is exact to bfloat16. On any other device a layer's weight is
-multiplied out for the call, one expert at a time, and the result is the same as with the file expanded to bfloat16.
+nor on how a sequence is cut; the matmul itself is exact to bfloat16. On any other device a layer's weight is
+dequantised for the call, one expert at a time, and the result is the same as with the file expanded to bfloat16.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ LARGEST = torch.finfo(FLOAT8).max
 SMALLEST_SCALE = 1e-30
 
 
-def has_float8_products(device: torch.device) -> bool:
+def has_float8_matmuls(device: torch.device) -> bool:
     """Whether a GPU multiplies float8 matrices with a scale a row, found out by trying.
 
     It takes compute capability 8.9 and a build of torch with these kernels. A CPU computes them too, but no faster.
@@ -52,7 +52,7 @@ class _Float8Weight(EmptyLinear):
     """What the layers share. Until ``keep_float8`` a layer is a plain one: files keep some weights in other dtypes."""
 
     experts = 1
-    products = False
+    float8_matmuls = False
     weight_scale: Tensor | None
 
     def __init__(
@@ -64,12 +64,12 @@ class _Float8Weight(EmptyLinear):
     def keep_float8(self, weight: Tensor, scale: Tensor) -> None:
         """Takes over ``weight`` [out, in] in float8 and its float32 scale, one number or one a row.
 
-        They are kept as [experts, rows, columns] and [experts, rows], for products with rows and columns of zeros up
+        They are kept as [experts, rows, columns] and [experts, rows], for matmuls with rows and columns of zeros up
         to a multiple of 16.
         """
         scale = scale.to(torch.float32).flatten().expand(self.out_features).unflatten(0, (self.experts, -1))
         weight = weight.unflatten(0, (self.experts, -1))
-        if self.products:
+        if self.float8_matmuls:
             below, beside = (-size % ALIGNMENT for size in weight.shape[1:])
             # As bytes, since float8 tensors can't be padded; the byte 0 is the number 0.
             weight = F.pad(weight.view(torch.uint8), (0, beside, 0, below)).view(FLOAT8)
@@ -82,7 +82,7 @@ class _Float8Weight(EmptyLinear):
         rows = self.out_features // self.experts
         weight = self.weight[expert]
         bias = None if self.bias is None else self.bias[expert * rows : (expert + 1) * rows].to(x.dtype)
-        if not self.products:
+        if not self.float8_matmuls:
             return F.linear(x, weight.to(x.dtype).mul_(scale.unsqueeze(1)), bias)
         if not x.numel():
             return x.new_empty(*x.shape[:-1], rows)
@@ -110,11 +110,11 @@ class Float8ExpertLinear(_Float8Weight, ExpertLinear):
 
 
 class Float8ProductLinear(Float8Linear):
-    products = True
+    float8_matmuls = True
 
 
 class Float8ProductExpertLinear(Float8ExpertLinear):
-    products = True
+    float8_matmuls = True
 
 
 class Float8Ops(TorchOps):
@@ -124,8 +124,8 @@ class Float8Ops(TorchOps):
     ExpertLinear = Float8ExpertLinear
 
 
-class Float8ProductOps(Float8Ops):
-    """Keeps float8 weights and multiplies in float8, on a device that ``has_float8_products``."""
+class Float8MatmulOps(Float8Ops):
+    """Keeps float8 weights and multiplies in float8, on a device that ``has_float8_matmuls``."""
 
     Linear = Float8ProductLinear
     ExpertLinear = Float8ProductExpertLinear
@@ -133,4 +133,4 @@ class Float8ProductOps(Float8Ops):
 
 def float8_operations(device: torch.device) -> type[Float8Ops]:
     """The operations that make the most of float8 weights on a device."""
-    return Float8ProductOps if has_float8_products(device) else Float8Ops
+    return Float8MatmulOps if has_float8_matmuls(device) else Float8Ops

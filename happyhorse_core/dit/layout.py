@@ -58,23 +58,23 @@ def build_layout(
     With a ``group`` its processes share the sequence; raises InputError if they can't share the heads.
     """
     frames, height, width = video.shape[2], video.shape[3] // PATCH, video.shape[4] // PATCH
-    sounds, words = audio.shape[2], text.shape[1]
+    audio_tokens, text_tokens = audio.shape[2], text.shape[1]
     if config.coords_style == COORDS_BASE:
-        audio_ref, text_ref, text_start = (sounds - 1) // 4 + 1, 1, -words
+        audio_ref, text_ref, text_start = (audio_tokens - 1) // 4 + 1, 1, -text_tokens
     else:
         audio_ref, text_ref, text_start = frames, 2, 0
     angles = torch.cat(
         [
             grid_angles(frames, height, width, bands),
-            line_angles(sounds, audio_ref, 0, bands),
-            line_angles(words, text_ref, text_start, bands),
+            line_angles(audio_tokens, audio_ref, 0, bands),
+            line_angles(text_tokens, text_ref, text_start, bands),
         ]
     ).unsqueeze(1)
     share = None
     if group is not None:
-        share = share_of(config, (frames * height * width, sounds, words), group)
+        share = share_of(config, (frames * height * width, audio_tokens, text_tokens), group)
         angles = angles[share.tokens]
-    return PackedLayout(frames, height, width, sounds, words, angles.cos(), angles.sin(), share)
+    return PackedLayout(frames, height, width, audio_tokens, text_tokens, angles.cos(), angles.sin(), share)
 
 
 def patchify(video: Tensor) -> Tensor:

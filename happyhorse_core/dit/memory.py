@@ -3,13 +3,13 @@
 from .layers import MLP_TOKENS
 
 BLOCK_BYTES = 200 * 2**20
-"""Float32 blocks between the products, where a sequence has more than a block of them."""
+"""Float32 blocks between the matmuls, where a sequence has more than a block of them."""
 BLOCK_COPIES = 64
 """Bytes per token and hidden channel of such a block and its copies."""
 
 
 def activation_bytes(tokens: int, hidden: int, itemsize: int = 2) -> int:
-    """Peak of what a forward pass holds beside its weights, for products in a dtype of ``itemsize`` bytes.
+    """Peak of what a forward pass holds beside its weights, for matmuls in a dtype of ``itemsize`` bytes.
 
     Per token and hidden channel, attention takes 6 + 6.7 * itemsize bytes (residual stream, queries, keys, values and
     results) and the MLP 8 + itemsize, and on the part of the sequence that it works on 9.5 * itemsize more. Counted on

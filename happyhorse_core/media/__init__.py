@@ -1,1 +1,1 @@
-"""Pictures and sounds from files, and mp4 files from pictures and sounds."""
+"""Images and sound from files, and mp4 files from frames and sound."""

@@ -33,7 +33,7 @@ class Mp4Writer:
         writer.add_frames(frames)  # any number of times
         writer.add_sound(waveform)  # likewise, before or after
 
-    When the block ends well, the sound is cut or filled with silence to the length of the pictures, and the finished
+    When the block ends well, the sound is cut or filled with silence to the length of the frames, and the finished
     file takes its name, replacing an older one. When it ends in an exception, Ctrl-C included, nothing is left behind.
     ``metadata`` comes back as the ``metadata`` of the container.
 
@@ -120,7 +120,7 @@ class Mp4Writer:
 
     def _finish(self) -> None:
         if not self._frames:
-            raise OutputError(f"{self.path}: there are no pictures to write.")
+            raise OutputError(f"{self.path}: there are no frames to write.")
         self._encode(self._video.encode, None)
         for frame in self._sound_frames():
             self._encode(self._audio.encode, frame)

@@ -53,8 +53,8 @@ def guided(positive: Velocity, negative: Velocity, scales: Scales = RELEASED) ->
     """The base model's velocity: the positive prompt's, pushed away from the negative prompt's, per stream."""
 
     def velocity(video: Tensor, audio: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-        wanted, unwanted = positive(video, audio, sigma), negative(video, audio, sigma)
+        cond, uncond = positive(video, audio, sigma), negative(video, audio, sigma)
         of_video, of_audio = scales.at(sigma)
-        return guide(wanted[0], unwanted[0], of_video), guide(wanted[1], unwanted[1], of_audio)
+        return guide(cond[0], uncond[0], of_video), guide(cond[1], uncond[1], of_audio)
 
     return velocity

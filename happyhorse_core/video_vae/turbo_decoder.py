@@ -27,7 +27,7 @@ from .shapes import count_blocks, dimension
 
 EXPECTED = "a TurboVAED decoder (keys 'decoder.conv_in.conv.weight', 'decoder.up_blocks.0.resnets.0.conv1.conv.weight')"
 CONTEXT = 1
-"""Latent frames that a window sees of its neighbours, on either side, and whose pictures are thrown away."""
+"""Latent frames that a window sees of its neighbours, on either side, and whose frames are thrown away."""
 NORM_EPS = 1e-8
 SHORTCUT_NORM_EPS = 1e-6
 
@@ -133,7 +133,7 @@ class Window(NamedTuple):
     """A run of latent frames to decode together, and what of the result is kept.
 
     ``start`` and ``stop`` may reach past the clip's end: its last latent frame stands in. ``skip`` and ``drop`` are
-    the pictures cut from the front and the back of the decoded run.
+    the frames cut from the front and the back of the decoded run.
     """
 
     start: int
@@ -186,14 +186,14 @@ class TurboDecoder(nn.Module):
         return torch.cat(list(self.decode_windows(latent)), dim=2)
 
     def decode_window(self, latent: Tensor, window: Window) -> Tensor:
-        """[B, 48, T, H, W] raw -> the pictures of one window [B, 3, f, 16H, 16W]."""
+        """[B, 48, T, H, W] raw -> the frames of one window [B, 3, f, 16H, 16W]."""
         frames = torch.arange(window.start, window.stop, device=latent.device).clamp_(max=latent.shape[2] - 1)
         video = self.decoder(latent.index_select(2, frames), starts_clip=window.starts_clip)
         return video[:, :, window.skip : video.shape[2] - window.drop]
 
 
 class WindowDecoder(nn.Module):
-    """The network: one run of raw latent frames -> their pictures."""
+    """The network: one run of raw latent frames -> their frames."""
 
     def __init__(self, config: TurboVAEDConfig, *, operations: Operations, dtype: DType, device: Device) -> None:
         super().__init__()

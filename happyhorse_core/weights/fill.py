@@ -26,7 +26,7 @@ def load_module(
     """Reads the module's parameters and persistent buffers, one tensor at a time, and puts them in place.
 
     Each is cast to the dtype that the module was built with, or to ``dtype_of(name, tensor)``; quantised weights
-    are multiplied out first (see ``quantised``). A tensor that needs no cast and stays on the CPU remains a view of
+    are dequantised first (see ``quantised``). A tensor that needs no cast and stays on the CPU remains a view of
     the mapped file, so its pages are read when they are first used. Parameters don't ask for gradients. ``progress``
     counts the bytes of the files. A layer that has ``keep_float8(weight, scale)`` gets a float8 weight as it is,
     with its scale, or 1 where the file has none.

@@ -102,7 +102,7 @@ def check_audio_vae(vae: Any, field: str) -> None:
 def one_image(image: Tensor, field: str) -> Tensor:
     """An IMAGE of one frame, [1, H, W, 1, 3 or 4] in [0, 1] -> [1, 3, H, W] in [-1, 1]; transparency to black."""
     if image.shape[0] != 1:
-        raise ValueError(f"{field}: found {image.shape[0]} pictures, expected one. Pick one with Image From Batch.")
+        raise ValueError(f"{field}: found {image.shape[0]} images, expected one. Pick one with Image From Batch.")
     if image.shape[-1] not in (1, 3, 4):
         raise ValueError(f"{field}: found {image.shape[-1]} channels, expected 3 (RGB), 1 (grey) or 4 (RGBA).")
     if image.numel() == 0:

@@ -42,7 +42,7 @@ def streams_of(latent: Latent) -> tuple[Tensor, Tensor]:
     if mask is not None and mask.ndim != 3:
         raise ValueError(
             f"latent: found a noise mask of shape {list(mask.shape)} on the sound, expected [batch, 1, length]. Set "
-            "Latent Noise Mask is for pictures: to hold sound use HappyHorse Audio To Video."
+            "Latent Noise Mask is for frames: to hold sound use HappyHorse Audio To Video."
         )
     return video, audio
 

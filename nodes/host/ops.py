@@ -53,7 +53,7 @@ def apply_expert(layer: torch.nn.Module, x: Tensor, weight: Tensor | Float8Rows,
         return F.linear(x, weight.to(x.dtype), bias)
     exact = getattr(layer, "_full_precision_mm", False) or getattr(layer, "comfy_force_cast_weights", False)
     if exact or not weight.can_multiply:
-        return F.linear(x, weight.multiplied_out(x.dtype), bias)
+        return F.linear(x, weight.dequantised(x.dtype), bias)
     if not x.numel():
         return x.new_empty(*x.shape[:-1], weight.data.shape[0])
     scale = getattr(layer, "input_scale", None)

@@ -22,7 +22,7 @@ from ...happyhorse_core.weights.formats import ALIGNMENT, FLOAT8
 
 NAME = "HappyHorseStackedFP8Layout"
 ROWS_NAME = "HappyHorseRowFP8Layout"
-"""The same for scales that differ within an expert; those can only be multiplied out."""
+"""The same for scales that differ within an expert; those can only be dequantised."""
 PADDED_NAME = "HappyHorsePaddedFP8Layout"
 """One scale, as the host's own layout, for weights whose sides 16 doesn't divide."""
 HOST_NAME = "TensorCoreFP8E4M3Layout"
@@ -98,16 +98,16 @@ class Float8Rows(NamedTuple):
     data: Tensor
     scale: Tensor
 
-    def multiplied_out(self, dtype: torch.dtype) -> Tensor:
+    def dequantised(self, dtype: torch.dtype) -> Tensor:
         return self.data.to(dtype).mul_(self.scale.to(dtype))
 
     @property
     def can_multiply(self) -> bool:
-        """Whether the host's float8 product takes them."""
+        """Whether the host's float8 matmul takes them."""
         return self.data.dtype == FLOAT8 and self.scale.numel() == 1
 
     def linear(self, x: Tensor, input_scale: Tensor | None, bias: Tensor | None) -> Tensor:
-        """[tokens, in] -> [tokens, rows], by the host's float8 product, as the host's own layers use it."""
+        """[tokens, in] -> [tokens, rows], by the host's float8 matmul, as the host's own layers use it."""
         name = PADDED_NAME if _pads(self.data) else HOST_NAME
         params = TensorCoreFP8E4M3Layout.Params(scale=self.scale, orig_dtype=x.dtype, orig_shape=tuple(self.data.shape))
         rounded = QuantizedTensor.from_float(x, name, scale=input_scale)
@@ -115,7 +115,7 @@ class Float8Rows(NamedTuple):
 
 
 def expert_weights(stack: Tensor, experts: int) -> Sequence[Tensor | Float8Rows]:
-    """The rows of each expert. Quantised kinds whose rows can't be told apart are multiplied out as a whole."""
+    """The rows of each expert. Quantised kinds whose rows can't be told apart are dequantised as a whole."""
     if not isinstance(stack, QuantizedTensor):
         return stack.chunk(experts)
     if stack._layout_cls not in SLICEABLE:

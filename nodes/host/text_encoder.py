@@ -51,7 +51,7 @@ def load_clip(
         if device == "cpu":
             options |= {"load_device": torch.device("cpu"), "offload_device": torch.device("cpu")}
         if quantised:
-            # As the host's own text encoders: weights are widened for each product, inputs are never rounded.
+            # As the host's own text encoders: weights are widened for each matmul, inputs are never rounded.
             layers = comfy.ops.mixed_precision_ops({"mixed_ops": True}, stored, full_precision_mm=True)
             options["custom_operations"] = layers
         target = comfy.supported_models_base.ClipTarget(

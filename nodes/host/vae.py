@@ -107,7 +107,7 @@ class VideoAutoencoder(nn.Module):
         """[B, 3, 1, H, W] in [-1, 1] -> raw [B, 48, 1, H/16, W/16]."""
         self.check_encoder("vae")
         if pixels.shape[2] != 1:
-            raise ValueError(f"pixels: found {pixels.shape[2]} pictures, expected one: only first frames are encoded.")
+            raise ValueError(f"pixels: found {pixels.shape[2]} frames, expected one: only first frames are encoded.")
         return self.still(pixels.to(device))
 
 
@@ -152,7 +152,7 @@ class HappyHorseVAE(comfy.sd.VAE):
 
 
 def load_video_vae(decoder_path: str, encoder_path: str | None, disable_dynamic: bool = False) -> HappyHorseVAE:
-    """TurboVAED, and for pictures the encoder of Wan2.2's VAE."""
+    """TurboVAED, and for images the encoder of Wan2.2's VAE."""
     decoder = inspect_turbo_decoder(decoder_path, open_weights)
     encoder = None if encoder_path is None else inspect_image_encoder(encoder_path, open_weights)
 

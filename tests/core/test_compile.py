@@ -9,7 +9,7 @@ import torch._dynamo
 from torch import Tensor
 
 from benchmarks.stages import Size, filled
-from happyhorse_core.dit.float8 import Float8ProductOps
+from happyhorse_core.dit.float8 import Float8MatmulOps
 from happyhorse_core.dit.model import HappyHorseTransformer
 from happyhorse_core.ops import TorchOps
 from happyhorse_core.weights.formats import FLOAT8
@@ -92,7 +92,7 @@ def test_layers_of_a_kind_share_what_was_compiled(local, kinds):
 
 def test_float8_products_change_nothing():
     compilations = Compilations()
-    transformer = model(False, Float8ProductOps)
+    transformer = model(False, Float8MatmulOps)
     for module in transformer.block.modules():
         if hasattr(module, "keep_float8"):
             module.keep_float8(module.weight.data.to(FLOAT8), torch.ones(()))

@@ -13,7 +13,7 @@ from happyhorse_core.extend import (
     Stretch,
     check_overlap,
     fit_length,
-    join_pictures,
+    join_frames,
     join_sound,
     overlap_frames,
     stretch_to_hold,
@@ -46,7 +46,7 @@ def chain(
     for number, count in enumerate(lengths[1:], start=1):
         start = len(pictures) - overlap
         sound = join_sound(sound, make(number, start, count), rate, (len(pictures), count), overlap, **join)
-        pictures = join_pictures(pictures, pictures_at(start, count), overlap)
+        pictures = join_frames(pictures, pictures_at(start, count), overlap)
     return pictures, sound
 
 
@@ -218,7 +218,7 @@ def test_clips_that_are_shorter_than_the_overlap(overlap: int, pictures: int, fo
 
 
 def test_no_overlap_at_all() -> None:
-    with pytest.raises(InputError, match="overlap: found 0 pictures"):
+    with pytest.raises(InputError, match="overlap: found 0 frames"):
         check_overlap(0, 10, 10)
 
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from happyhorse_core.cli import main
 from happyhorse_core.convert.run import convert
-from happyhorse_core.dit.float8 import Float8Ops, Float8ProductOps, float8_operations, rounded_rows
+from happyhorse_core.dit.float8 import Float8MatmulOps, Float8Ops, float8_operations, rounded_rows
 from happyhorse_core.dit.load import inspect_transformer, load_transformer, loaded_bytes
 from happyhorse_core.dit.model import HappyHorseTransformer
 from happyhorse_core.ops import TorchOps
@@ -125,7 +125,7 @@ def test_rounded_rows_have_a_scale_each_and_zeros_at_their_end():
 
 
 def test_a_product_is_that_of_the_rounded_numbers():
-    layer, _, rounded = float8_layer(Float8ProductOps, 85, 43)
+    layer, _, rounded = float8_layer(Float8MatmulOps, 85, 43)
     x = torch.randn(2, 5, 85).to(BF16)
     inputs, scales = rounded_rows(x.flatten(0, 1), 85)
     expected = torch.nn.functional.linear(inputs.float() * scales, rounded).unflatten(0, (2, 5))
@@ -135,7 +135,7 @@ def test_a_product_is_that_of_the_rounded_numbers():
 
 
 def test_a_token_s_result_depends_on_no_other_token():
-    layer, _, _ = float8_layer(Float8ProductOps, 85, 43)
+    layer, _, _ = float8_layer(Float8MatmulOps, 85, 43)
     x = torch.randn(1, 6, 85) * torch.tensor([1e-3, 1, 1e3, 1, 1, 1]).view(1, 6, 1)
     together = layer(x.to(BF16))
     for n, token in enumerate(x.to(BF16).split(1, dim=1)):
@@ -146,7 +146,7 @@ def test_a_token_s_result_depends_on_no_other_token():
 def test_the_error_at_real_width_beside_bfloat16(record_property, columns, rows):
     """Random numbers of a normal distribution. The README of the benchmarks states these figures."""
     kept, weight, _ = float8_layer(Float8Ops, columns, rows)
-    product, _, _ = float8_layer(Float8ProductOps, columns, rows)
+    product, _, _ = float8_layer(Float8MatmulOps, columns, rows)
     x = torch.randn(1, 64, columns, generator=torch.Generator().manual_seed(1)).to(BF16)
     exact = torch.nn.functional.linear(x.float(), weight)
     with torch.inference_mode():
@@ -182,7 +182,7 @@ class ScaledProducts(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_transformer_of_float8_products(files, models, kind):
-    model = loaded(files[kind], operations=Float8ProductOps)
+    model = loaded(files[kind], operations=Float8MatmulOps)
     with torch.inference_mode(), ScaledProducts() as products:
         found = outputs(model)
     config = model.config
@@ -199,7 +199,7 @@ def test_experts_without_tokens_and_layers_with_a_bias():
     plain = TorchOps.ExpertLinear(columns, rows).requires_grad_(False)
     plain.weight.data, plain.bias.data = (weight / scales).to(FLOAT8).float() * scales, bias
     x = torch.randn(2, 13, columns)
-    for operations, bound in ((Float8Ops, 1e-6), (Float8ProductOps, 0.04)):
+    for operations, bound in ((Float8Ops, 1e-6), (Float8MatmulOps, 0.04)):
         layer = operations.ExpertLinear(columns, rows).requires_grad_(False)
         layer.bias.data = bias
         layer.keep_float8((weight / scales).to(FLOAT8), scales)

@@ -18,7 +18,7 @@ from happyhorse_core.memory import available_bytes, require
 
 def test_pictures_are_what_the_latents_decode_to() -> None:
     for frames in range(5, 752):
-        pictures = ClipShape(32, 32, check_frames(frames)).pictures
+        pictures = ClipShape(32, 32, check_frames(frames)).video_frames
         assert pictures % 4 == 1
         assert 0 <= frames - pictures < 4
         assert latent_frames(pictures) == latent_frames(frames)
@@ -29,7 +29,7 @@ def test_pictures_are_what_the_latents_decode_to() -> None:
 )
 def test_seconds(seconds: float, frames: int, pictures: int) -> None:
     shape = ClipShape(32, 32, frames_from_seconds(seconds))
-    assert (shape.frames, shape.pictures) == (frames, pictures)
+    assert (shape.frames, shape.video_frames) == (frames, pictures)
 
 
 @pytest.mark.parametrize("seconds", [0, 0.1, -1, 30.1, float("nan"), float("inf")])

@@ -208,7 +208,7 @@ def test_a_writer_that_is_never_used_leaves_nothing(tmp_path):
 
 
 def test_no_pictures(tmp_path):
-    with pytest.raises(OutputError, match="no pictures"), Mp4Writer(tmp_path / "a.mp4", 64, 48) as writer:
+    with pytest.raises(OutputError, match="no frames"), Mp4Writer(tmp_path / "a.mp4", 64, 48) as writer:
         writer.add_sound(sound(1764))
     assert folder(tmp_path) == []
 

@@ -113,14 +113,14 @@ def test_vae_without_an_encoder():
 
 
 def test_several_pictures():
-    with pytest.raises(ValueError, match="image: found 3 pictures, expected one"):
+    with pytest.raises(ValueError, match="image: found 3 images, expected one"):
         image_to_video(image=tiny.picture().repeat(3, 1, 1, 1))
 
 
 def test_a_clip_of_pictures_in_the_core_encode_node():
     import nodes
 
-    with pytest.raises(ValueError, match="pixels: found 2 pictures, expected one"):
+    with pytest.raises(ValueError, match="pixels: found 2 frames, expected one"):
         nodes.VAEEncode().encode(tiny.video_vae(), tiny.picture(64, 64).repeat(2, 1, 1, 1))
 
 
@@ -140,7 +140,7 @@ def test_sizes_off_the_grid_are_snapped_and_said(caplog):
     assert list(video.shape) == [1, 48, 2, 4, 6]
     assert audio.shape[-1] == 8
     assert "110 x 70 is not a multiple of 32; the clip is 96 x 64" in caplog.text
-    assert "8 frames are not 4n + 1; the clip has 5 pictures" in caplog.text
+    assert "8 frames are not 4n + 1; the clip has 5 frames" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def test_clips_that_do_not_meet_are_said(caplog):
         join(video(), video(33, start=31))
         assert not caplog.records
         join(video(), video(33, start=131))
-    assert "do not meet at the join: their pictures differ by 20 %" in caplog.text
+    assert "do not meet at the join: their frames differ by 20 %" in caplog.text
 
 
 # bad input
@@ -209,20 +209,18 @@ def test_sizes_that_differ():
 
 
 def test_frame_rates_that_differ():
-    with pytest.raises(ValueError, match="^video: found 24 pictures a second, expected 25"):
+    with pytest.raises(ValueError, match="^video: found 24 frames a second, expected 25"):
         go_on(video(fps=24))
-    with pytest.raises(ValueError, match="^next_video: found 30 pictures a second, expected 25"):
+    with pytest.raises(ValueError, match="^next_video: found 30 frames a second, expected 25"):
         join(video(), video(fps=30))
 
 
 def test_overlaps_that_do_not_fit():
-    with pytest.raises(ValueError, match="overlap: found 45 pictures .1.8 s., but the clip has 41"):
+    with pytest.raises(ValueError, match="overlap: found 45 frames .1.8 s., but the clip has 41"):
         go_on(overlap=1.8, latent=tiny.empty(frames=61))
-    with pytest.raises(
-        ValueError, match="overlap: found 33 pictures .*, but the next clip has 33, expected at least 34"
-    ):
+    with pytest.raises(ValueError, match="overlap: found 33 frames .*, but the next clip has 33, expected at least 34"):
         go_on(overlap=33 / 25)
-    with pytest.raises(ValueError, match="overlap: found 33 pictures .*, but the next clip has 33"):
+    with pytest.raises(ValueError, match="overlap: found 33 frames .*, but the next clip has 33"):
         join(video(), video(33), 33)
     with pytest.raises(ValueError, match="overlap: found 0 s, expected 0.04 to 10 s"):
         go_on(overlap=0.0)

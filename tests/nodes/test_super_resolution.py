@@ -273,7 +273,7 @@ def test_pictures_and_vaes_that_do_not_fit():
         upscale(image=tiny.picture(), vae=tiny.audio_vae())
     with pytest.raises(ValueError, match="vae: this VAE can only decode"):
         upscale(image=tiny.picture(), vae=tiny.video_vae("none"))
-    with pytest.raises(ValueError, match="image: found 2 pictures"):
+    with pytest.raises(ValueError, match="image: found 2 images"):
         upscale(image=tiny.picture().repeat(2, 1, 1, 1), vae=tiny.video_vae())
 
 
