@@ -6,7 +6,8 @@ from pathlib import Path
 from ..describe.kinds import AUTO, KINDS
 from ..describe.report import describe, gibibytes
 from ..dit.roles import ROLES
-from .plan import BF16, DTYPES, FP8, FP8_SCALED, NVFP4
+from ..weights.formats import NVFP4
+from .plan import BF16, DTYPES, FP8, FP8_SCALED
 from .run import Report, convert
 
 CONVERT = """Writes weights as one safetensors file, for ComfyUI's nodes and for this command line.
