@@ -16,8 +16,8 @@ _ALIGNMENT = 8
 class Layout:
     """The header of a file, and ``begins``, the first byte of each tensor, counted from the file's beginning.
 
-    Wide numbers lie before narrow ones, so that each tensor can be mapped. ``metadata`` may still change, but not its
-    length. Raises CheckpointError for a dtype that the format has no name for.
+    Wide numbers lie before narrow ones, so that each tensor can be mapped. Raises CheckpointError for a dtype that the
+    format has no name for.
     """
 
     def __init__(self, stored: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> None:

@@ -1,8 +1,9 @@
 """A conversion from beginning to end: look, plan, write, put in place."""
 
+import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -16,13 +17,12 @@ from ..describe.report import gibibytes
 from ..errors import CheckpointError, InputError, OutputError
 from ..progress import Progress, silent
 from ..weights import nvfp4
-from ..weights.files import some
+from ..weights.files import some, unreadable
 from ..weights.formats import NOTE, NVFP4, SCALE, TENSOR_SCALE, note_bytes
 from ..weights.safetensors_file import SafetensorsFile
 from .layout import Layout
 from .plan import BF16, FP8_SCALED, Plan, Planned, make_plan
 from .rounding import largest, rounded, row_scales, scale_for
-from .sources import Sources
 
 Report = Callable[[str, str], Progress]
 """Called with the name and the unit of a stage as it begins; returns who listens to its progress."""
@@ -64,8 +64,10 @@ def convert(
     plan = make_plan(contents, dtype)
     if target.resolve() in {file.resolve() for file in plan.files}:
         raise OutputError(f"{target}: is a file that would be read. Choose another name for the new one.")
-    sources = Sources(plan.files)
-    layout = Layout(plan.stored(), {**plan.metadata, SOURCES_KEY: str(sources)})
+    before = {file: _size_and_time(file) for file in plan.files}
+    made_from = [{"name": file.name, "bytes": size} for file, (size, _) in before.items()]
+    metadata = {**plan.metadata, SOURCES_KEY: json.dumps(made_from)}
+    layout = Layout(plan.stored(), metadata)
     remove_left_over(target)
     with contents.opened, written_whole(target) as part:
         with writing(target):
@@ -73,12 +75,31 @@ def convert(
         with file:
             _check_room(target, layout.size)
             writer = _Writer(file, target, layout)
-            _write(source, plan, writer, sources, report("converting", "B"))
-            sources.finish()
-            writer.put_bytes(0, layout.header({**plan.metadata, SOURCES_KEY: str(sources)}))
+            writer.put_bytes(0, layout.header(metadata))
+            _write(source, plan, writer, report("converting", "B"))
+        _check_unchanged(before)
         _check_target(target, force)  # a large conversion takes minutes, in which somebody may have written it
         _check_written(part, target)
     return Converted(target, plan, layout.size)
+
+
+def _size_and_time(file: Path) -> tuple[int, int]:
+    try:
+        found = file.stat()
+    except OSError as error:
+        raise unreadable(file, error) from error
+    return found.st_size, found.st_mtime_ns
+
+
+def _check_unchanged(before: Mapping[Path, tuple[int, int]]) -> None:
+    """A download that still runs would give a file that is half of this and half of that."""
+    for file, found in before.items():
+        now = _size_and_time(file)
+        if now != found:
+            raise CheckpointError(
+                f"{file}: changed while it was read: {found[0]:,} bytes at first, {now[0]:,} now. "
+                "Wait until whatever writes it has ended, then start again."
+            )
 
 
 def _check_target(target: Path, force: bool) -> None:
@@ -132,13 +153,12 @@ class _Writer:
                 rest = rest[self._file.write(rest) :]
 
 
-def _write(source: Path, plan: Plan, writer: _Writer, sources: Sources, progress: Progress) -> None:
+def _write(source: Path, plan: Plan, writer: _Writer, progress: Progress) -> None:
     """Converts tensor after tensor. Once one is bad, only looks for others, to name them all."""
     total, done = sum(planned.entry.nbytes for planned in plan.tensors), 0
     bad: list[str] = []
     large: list[str] = []
     for planned in plan.tensors:
-        sources.add_checksum(planned.entry.file)
         tensor = planned.entry.read()
         experts = tensor.chunk(planned.experts) if planned.experts > 1 else (tensor,)  # a single number has no rows
         is_number = planned.entry.dtype.is_floating_point
