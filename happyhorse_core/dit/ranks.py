@@ -42,7 +42,7 @@ LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 STUCK = timedelta(minutes=30)
 """After so long in one exchange a rank gives up on the others."""
 LAST_WORDS = 1.0
-"""Seconds in which a killed rank is noticed after another one failed for the loss of it."""
+"""Seconds to wait, after a rank failed, for news that another was killed: then that is the cause."""
 GRACE = 10.0
 """Seconds in which a rank that is done has to end."""
 
@@ -50,7 +50,7 @@ Arrays = tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True)
-class _Post:
+class _RankSetup:
     """What a rank is told when it starts."""
 
     path: Path
@@ -59,7 +59,7 @@ class _Post:
     device: torch.device
     rank: int
     ranks: int
-    meeting: Path
+    rendezvous: Path
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def transformer_on(
     with TemporaryDirectory(prefix="happyhorse-") as folder:
         ranks = Ranks(devices)
         try:
-            ranks.start(file, dtype, Path(folder) / "meeting")
+            ranks.start(file, dtype, Path(folder) / "rendezvous")
             ranks.results(progress)
             logger.info("Loaded the %s transformer onto %s", file.role.name, ", ".join(map(str, devices)))
             yield ranks
@@ -132,13 +132,13 @@ class Ranks:
         self.processes: list[multiprocessing.process.BaseProcess] = []
         self.pipes: list[Connection] = []
 
-    def start(self, file: TransformerFile, dtype: torch.dtype, meeting: Path) -> None:
-        """Starts them; they read the weights on their own. ``meeting`` is a file, not there yet, to find each other."""
+    def start(self, file: TransformerFile, dtype: torch.dtype, rendezvous: Path) -> None:
+        """Starts them; they read the weights on their own. ``rendezvous`` is a file, not there yet, by which they meet."""
         context = multiprocessing.get_context("spawn")
         for rank, device in enumerate(self.devices):
-            post = _Post(file.source.path, file.role.name, dtype, device, rank, len(self.devices), meeting)
+            setup = _RankSetup(file.source.path, file.role.name, dtype, device, rank, len(self.devices), rendezvous)
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(post, theirs), name=f"transformer on {device}", daemon=True)
+            process = context.Process(target=_serve, args=(setup, theirs), name=f"transformer on {device}", daemon=True)
             with _interrupts_later():
                 process.start()
                 self.processes.append(process)
@@ -262,49 +262,49 @@ def _interrupts_later() -> Iterator[None]:
 # in the processes
 
 
-def _serve(post: _Post, pipe: Connection) -> None:
+def _serve(setup: _RankSetup, pipe: Connection) -> None:
     """What a rank does: loads, and then answers calls until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        model = _load(post, pipe)
+        model = _load(setup, pipe)
         pipe.send(_Result())
         while (call := pipe.recv()) is not None:
-            inputs = (torch.from_numpy(array).to(post.device) for array in call)
-            out = model(*inputs, compute_dtype=post.dtype, group=dist.group.WORLD)
-            pipe.send(_Result(tuple(map(_array, out)) if post.rank == 0 else ()))
+            inputs = (torch.from_numpy(array).to(setup.device) for array in call)
+            out = model(*inputs, compute_dtype=setup.dtype, group=dist.group.WORLD)
+            pipe.send(_Result(tuple(map(_array, out)) if setup.rank == 0 else ()))
         dist.destroy_process_group()
     except (EOFError, BrokenPipeError):
         return
     except (HappyHorseError, MemoryError, RuntimeError, OSError) as error:
         # If the pipe is gone, so is who reads it, and this process ends with it in a moment.
         with suppress(BrokenPipeError, ConnectionResetError):
-            pipe.send(_failure(error, post.device))
+            pipe.send(_failure(error, setup.device))
         # Nothing more is read, and whoever is still writing has to know.
         pipe.close()
         # The others wait for this one. If it ended now, they would fail as well, and their errors hide this one.
         threading.Event().wait()
 
 
-def _load(post: _Post, pipe: Connection) -> HappyHorseTransformer:
-    if post.device.type == "cuda":
-        torch.cuda.set_device(post.device)
+def _load(setup: _RankSetup, pipe: Connection) -> HappyHorseTransformer:
+    if setup.device.type == "cuda":
+        torch.cuda.set_device(setup.device)
     else:
-        torch.set_num_threads(max(1, torch.get_num_threads() // post.ranks))
+        torch.set_num_threads(max(1, torch.get_num_threads() // setup.ranks))
     if sys.platform in LOOPBACK:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[sys.platform])
     dist.init_process_group(
-        BACKENDS[post.device.type],
-        store=dist.FileStore(str(post.meeting), post.ranks),  # type: ignore[attr-defined]  # missing in __all__ alone
-        rank=post.rank,
-        world_size=post.ranks,
+        BACKENDS[setup.device.type],
+        store=dist.FileStore(str(setup.rendezvous), setup.ranks),  # type: ignore[attr-defined]  # missing in __all__ alone
+        rank=setup.rank,
+        world_size=setup.ranks,
         timeout=STUCK,
     )
-    file = inspect_transformer(post.path, post.role)
+    file = inspect_transformer(setup.path, setup.role)
     return load_transformer(
         file,
-        dtype=post.dtype,
-        device=post.device,
+        dtype=setup.dtype,
+        device=setup.device,
         progress=lambda done, total: pipe.send(_Loading(done, total)),
     )
 

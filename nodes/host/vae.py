@@ -19,9 +19,10 @@ from ...happyhorse_core.audio_vae.encode import WINDOW_SECONDS, encode_soundtrac
 from ...happyhorse_core.audio_vae.load import inspect_oobleck
 from ...happyhorse_core.audio_vae.model import Oobleck
 from ...happyhorse_core.audio_vae.resample import resample_fft
+from ...happyhorse_core.memory import FREE_PART
 from ...happyhorse_core.video_vae.image_encoder import WanImageEncoder
 from ...happyhorse_core.video_vae.load import inspect_image_encoder, inspect_turbo_decoder
-from ...happyhorse_core.video_vae.tiling import OVERLAP, decode_tiles, fitting_tile, window_bytes
+from ...happyhorse_core.video_vae.tiling import COPIES, OVERLAP, decode_tiles, fitting_tile, window_bytes
 from ...happyhorse_core.video_vae.turbo_decoder import TurboDecoder
 from ...happyhorse_core.weights.component import ComponentFile
 from ...happyhorse_core.weights.quantised import dequantised
@@ -32,10 +33,6 @@ from .weights import open_weights, source_paths
 
 log = logging.getLogger("happyhorse")
 
-COPIES = 5
-"""Tensors of the widest layer that are alive at once: input, normed copy, output, workspace."""
-FREE_PART = 0.9
-"""Of the memory that is free, how much a decoder may plan with."""
 VIDEO_DTYPES = (torch.bfloat16, torch.float32)
 AUDIO_DTYPES = (torch.float32,)
 OUTPUT_SAMPLES_PER_LATENT = geometry.OUTPUT_SAMPLE_RATE // geometry.FRAME_RATE
