@@ -133,7 +133,7 @@ class Ranks:
         self.pipes: list[Connection] = []
 
     def start(self, file: TransformerFile, dtype: torch.dtype, rendezvous: Path) -> None:
-        """Starts them; they read the weights on their own. ``rendezvous`` is a file, not there yet, by which they meet."""
+        """Starts them; they read the weights on their own. ``rendezvous`` is a file, not there yet, to meet by."""
         context = multiprocessing.get_context("spawn")
         for rank, device in enumerate(self.devices):
             setup = _RankSetup(file.source.path, file.role.name, dtype, device, rank, len(self.devices), rendezvous)
