@@ -14,6 +14,7 @@ from pathlib import Path
 import comfy.utils
 from torch import Tensor
 
+from ...happyhorse_core.errors import CheckpointError
 from ...happyhorse_core.weights.safetensors_file import SafetensorsFile
 from ...happyhorse_core.weights.source import TensorSource, open_source
 
@@ -37,7 +38,12 @@ def source_paths(source: TensorSource) -> list[str]:
 
 def _open_file(path: Path) -> TensorSource:
     checked = SafetensorsFile(path)
-    tensors, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
+    try:
+        tensors, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
+    except KeyError as error:  # its table of dtypes is shorter than the format's
+        raise CheckpointError(
+            f"{path}: found dtype {error.args[0]}, which this ComfyUI can't load. Update it, or choose another file."
+        ) from error
     metadata = {str(key): str(value) for key, value in (metadata or {}).items()}
     ordered = {name: tensors[name] for name in checked.entries}
     return TensorSource.of_tensors(path, ordered, metadata=metadata, release=_releaser(path))

@@ -164,6 +164,14 @@ def test_a_truncated_file_is_named(tmp_path, dynamic, request):
         weights.open_weights(path)
 
 
+def test_a_dtype_that_the_host_has_no_name_for(tmp_path, dynamic_memory):
+    path = tmp_path / "one.safetensors"
+    header = json.dumps({"a": {"dtype": "F8_E8M0", "shape": [8], "data_offsets": [0, 8]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(CheckpointError, match=r"one\.safetensors: found dtype F8_E8M0, which this ComfyUI can't load"):
+        weights.open_weights(path)
+
+
 # Formats
 
 
