@@ -1,7 +1,8 @@
 """Builds a transformer from its files."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from ..ops import Operations, TorchOps
 from ..progress import Progress, silent
 from ..weights.fill import load_module
 from ..weights.formats import FLOAT8
-from ..weights.source import Opener, TensorSource, open_source
+from ..weights.source import Opener, TensorEntry, TensorSource, open_source
 from .config import TransformerConfig
 from .detect import detect_transformer, find_prefix
 from .float8 import float8_operations
@@ -58,11 +59,9 @@ def examine_transformer(source: TensorSource, path: Path, role: str | None = Non
 def _with_exact_bands(source: TensorSource, count: int) -> TensorSource:
     """Merged files store the rotary frequencies rounded, which moves every position; the formula is exact."""
     stored = source.entries.get(BANDS)
-    if stored is None or stored.dtype == torch.float32:
-        return source
-    exact = replace(
-        stored, shape=(count,), dtype=torch.float32, read=lambda: frequency_bands(count), release=lambda: None
-    )
+    if stored is None or stored.dtype == torch.float32 or not stored.dtype.is_floating_point:
+        return source  # what doesn't fit is named where all tensors are checked
+    exact = TensorEntry(stored.file, stored.shape, torch.float32, partial(frequency_bands, count))
     return source.with_entries({**source.entries, BANDS: exact})
 
 

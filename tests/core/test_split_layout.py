@@ -127,3 +127,13 @@ def test_int8_of_quanto_is_refused(released, tmp_path):
         weight = tensors.pop(name)
         tensors |= {f"{name}._data": weight.to(torch.int8), f"{name}._scale": torch.ones(weight.shape[0], 1)}
     refused(saved(tmp_path / "split.safetensors", tensors), f"{len(names)} weights", "quanto", "ends in bf16")
+
+
+@pytest.mark.parametrize("changed", ["another length", "integers"])
+def test_rotary_bands_that_fit_no_transformer_are_refused(released, tmp_path, changed):
+    """Rounded ones are replaced by exact ones, but only where the file has what it should have."""
+    bands = released[BANDS]
+    wrong = bands[:-1].clone() if changed == "another length" else bands.to(torch.int16)
+    path = saved(tmp_path / "file.safetensors", released | {BANDS: wrong})
+    with pytest.raises(CheckpointError, match=f"{BANDS} in file.safetensors"):
+        load_transformer(inspect_transformer(path, "1080p_sr"))
