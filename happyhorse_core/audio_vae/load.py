@@ -9,8 +9,7 @@ from ..errors import CheckpointError
 from ..geometry import AUDIO_CHANNELS, SAMPLES_PER_AUDIO_LATENT
 from ..ops import Operations, TorchOps
 from ..progress import Progress, silent
-from ..weights.component import ComponentFile
-from ..weights.fill import load_module
+from ..weights.component import ComponentFile, build
 from ..weights.source import Opener, TensorEntry, TensorSource, open_source
 from .config import OobleckConfig, detect_oobleck
 from .model import Oobleck
@@ -58,9 +57,7 @@ def load_oobleck(
     progress: Progress = silent,
 ) -> Oobleck:
     """The autoencoder, its weights in ``dtype`` on ``device``; errors as ``inspect_oobleck``, also for tensors."""
-    file = inspect_oobleck(path)
-    with file.source as source:
-        return read_oobleck(source, operations=operations, dtype=dtype, device=device, progress=progress)
+    return build(inspect_oobleck(path), Oobleck, operations=operations, dtype=dtype, device=device, progress=progress)
 
 
 def read_oobleck(
@@ -71,11 +68,8 @@ def read_oobleck(
     device: torch.device | str = "cpu",
     progress: Progress = silent,
 ) -> Oobleck:
-    """Builds the autoencoder of whatever size ``source`` holds and fills it. Raises CheckpointError."""
-    file = examine_oobleck(source)
-    vae = Oobleck(file.config, operations=operations, dtype=dtype, device="meta")
-    load_module(vae, file.source, device=device, progress=progress)
-    return vae
+    """The autoencoder of whatever size ``source`` holds; closes it. Raises CheckpointError."""
+    return build(examine_oobleck(source), Oobleck, operations=operations, dtype=dtype, device=device, progress=progress)
 
 
 def fold_weight_norm(source: TensorSource) -> TensorSource:

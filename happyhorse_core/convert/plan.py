@@ -33,7 +33,7 @@ from ..dit.load import TransformerFile
 from ..dit.roles import ASSUMED, METADATA_KEY, ROLES
 from ..errors import CheckpointError, InputError
 from ..text.encoder import PREFIXES as TEXT_PREFIXES
-from ..text.load import EMBEDDED_TOKENIZER, inspect_text_encoder, read_config
+from ..text.load import EMBEDDED_TOKENIZER, examine_text_encoder, read_config
 from ..weights import nvfp4
 from ..weights.fill import check_module
 from ..weights.formats import FLOAT8, FLOAT8_FORMATS, NOTE, NVFP4, SCALE, TENSOR_SCALE, note_bytes
@@ -169,7 +169,7 @@ def _text_encoder(contents: Contents, dtype: str | None) -> _Parts:
     names = contents.module.state_dict()
     layers = [name for name in names if name.endswith("_proj.weight")]
     _refuse_quantised(contents.source, layers, dtype)
-    inspect_text_encoder(path).source.close()  # raises where the tokenizer is missing or of another model
+    examine_text_encoder(opened, path)  # raises where the tokenizer is missing or of another model
     tensors = [
         _layer(TEXT_PREFIXES[0] + name, entry, dtype if name in layers else BF16)
         for name, entry in dequantised(contents.source, contents.module).entries.items()

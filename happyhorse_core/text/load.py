@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..ops import Operations, TorchOps
 from ..progress import Progress, silent
-from ..weights.fill import load_module
+from ..weights.component import ComponentFile, build
 from ..weights.source import Opener, TensorSource, open_source
 from .encoder import PREFIXES, T5GemmaEncoder, TextEncoderConfig, detect_text_encoder, encoder_prefix
 from .tokenizer import GemmaTokenizer
@@ -41,22 +41,21 @@ class TextEncoder:
         return hidden.half().float()
 
 
-@dataclass(frozen=True)
-class TextEncoderFile:
-    """A checkpoint that was looked into but not read: the encoder's tensors under their own names, and what they need.
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderFile(ComponentFile[TextEncoderConfig]):
+    """The encoder's tensors under their own names, its sizes, and the tokenizer that belongs to them."""
 
-    ``source`` may hold tensors that match IGNORED beside the encoder's.
-    """
-
-    source: TensorSource
-    config: TextEncoderConfig
     tokenizer: GemmaTokenizer
 
 
 def inspect_text_encoder(path: str | Path, opener: Opener = open_source) -> TextEncoderFile:
     """Opens a checkpoint, detects its sizes and reads its tokenizer; see ``load_text_encoder``."""
     path = Path(path)
-    source = opener(path, prefix=indexed_prefix(path))
+    return examine_text_encoder(opener(path, prefix=indexed_prefix(path)), path)
+
+
+def examine_text_encoder(source: TensorSource, path: Path) -> TextEncoderFile:
+    """What ``inspect_text_encoder`` does once a checkpoint is open; ``path`` is where it was opened."""
     encoder = source.sub(encoder_prefix(source.names, str(path)))
     config = detect_text_encoder(encoder.shapes, read_config(path, source.metadata), str(path))
     tokenizer = read_tokenizer(path, source)
@@ -65,7 +64,7 @@ def inspect_text_encoder(path: str | Path, opener: Opener = open_source) -> Text
             f"{path}: the tokenizer knows {tokenizer.vocab_size} pieces, the encoder {config.vocab_size}. "
             "Use the tokenizer.json that was published with the encoder."
         )
-    return TextEncoderFile(encoder, config, tokenizer)
+    return TextEncoderFile(source=encoder, config=config, ignore=IGNORED, tokenizer=tokenizer)
 
 
 def load_text_encoder(
@@ -83,9 +82,7 @@ def load_text_encoder(
     CheckpointError where files are missing, damaged, of another model or not of one another.
     """
     file = inspect_text_encoder(path)
-    with file.source as encoder:
-        model = T5GemmaEncoder(file.config, operations=operations, dtype=dtype, device="meta")
-        load_module(model, encoder, ignore=IGNORED, device=device, progress=progress)
+    model = build(file, T5GemmaEncoder, operations=operations, dtype=dtype, device=device, progress=progress)
     return TextEncoder(model.eval(), file.tokenizer, dtype)
 
 

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ..ops import Operations, TorchOps
 from ..progress import Progress, silent
-from ..weights.component import ComponentFile
-from ..weights.fill import load_module
+from ..weights.component import ComponentFile, build
 from ..weights.source import Opener, TensorEntry, TensorSource, open_source
 from .image_encoder import (
     UNUSED,
@@ -49,10 +48,7 @@ def load_turbo_decoder(
 ) -> TurboDecoder:
     """The decoder, its weights in ``dtype`` on ``device``; errors as ``inspect_turbo_decoder``, also for tensors."""
     file = inspect_turbo_decoder(path)
-    with file.source as source:
-        decoder = TurboDecoder(file.config, operations=operations, dtype=dtype, device="meta")
-        load_module(decoder, source, device=device, progress=progress)
-    return decoder
+    return build(file, TurboDecoder, operations=operations, dtype=dtype, device=device, progress=progress)
 
 
 def inspect_image_encoder(path: str | Path, opener: Opener = open_source) -> ComponentFile[ImageEncoderConfig]:
@@ -76,10 +72,7 @@ def load_image_encoder(
 ) -> WanImageEncoder:
     """The encoder, its weights in ``dtype`` on ``device``; errors as ``inspect_image_encoder``, also for tensors."""
     file = inspect_image_encoder(path)
-    with file.source as source:
-        encoder = WanImageEncoder(file.config, operations=operations, dtype=dtype, device="meta")
-        load_module(encoder, source, ignore=file.ignore, device=device, progress=progress)
-    return encoder
+    return build(file, WanImageEncoder, operations=operations, dtype=dtype, device=device, progress=progress)
 
 
 def still_frame_view(source: TensorSource) -> TensorSource:

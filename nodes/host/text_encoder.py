@@ -46,7 +46,7 @@ def load_clip(
     with file.source as source:
         quantised = requested is None and is_quantised(source)
         source = with_host_notes(source) if quantised else dequantised(source, expected)
-        check_tensors(source, expected, quantised, ignore=IGNORED)
+        check_tensors(source, expected, quantised, ignore=file.ignore)
         options: dict[str, Any] = {"dtype": stored}
         if device == "cpu":
             options |= {"load_device": torch.device("cpu"), "offload_device": torch.device("cpu")}
