@@ -11,7 +11,7 @@ from ..dit.load import BANDS
 from ..errors import CheckpointError
 from ..text.load import EMBEDDED_TOKENIZER
 from ..weights.files import some
-from ..weights.formats import COMMUNITY_SCALES, EXTRAS, NOTE, READABLE_FORMATS, WEIGHT_SCALES, noted_format
+from ..weights.formats import COMMUNITY_SCALES, EXTRAS, NOTE, READABLE_FORMATS, SCALE, WEIGHT_SCALES, noted_format
 from ..weights.known import TEXT_ENCODER
 from ..weights.quantised import dequantised, packed_weights
 from ..weights.tensors import TensorSource
@@ -107,7 +107,7 @@ def _quantisation(source: TensorSource) -> tuple[str, set[str]]:
     for name, entry in source.entries.items():
         if name.endswith(f".{NOTE}"):
             formats[noted_format(entry.read()) or "an unreadable note"] += 1
-    of_blocks = {f"{name}_scale" for name in packed_weights(source)}
+    of_blocks = {name.removesuffix("weight") + SCALE for name in packed_weights(source)}
     per_row = sum(
         name.endswith(WEIGHT_SCALES) and entry.numel > 1 and name not in of_blocks
         for name, entry in source.entries.items()

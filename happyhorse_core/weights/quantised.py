@@ -2,10 +2,9 @@
 
 Community files hold a weight divided by a scale, in float8, and the scale beside it. Read without its scale, such a
 weight has the right shape and wrong values, so the two belong together: a float8 tensor ``X.weight`` is multiplied by
-its scale, one number or one a row, under one of the names in ``formats``. Where no tensor has a
-scale, float8 is plain rounding and taken as it is; where some matrices have one and others don't, scales were lost.
-ComfyUI's nvfp4 layers are told by their note; see ``nvfp4`` for their tensors. All other quantised
-kinds are refused.
+its scale, one number or one a row, under one of the names in ``formats``. Where no tensor has a scale, float8 is plain
+rounding and taken as it is; where some matrices have one and others don't, scales were lost. ComfyUI's nvfp4 layers are
+told by their note; see ``nvfp4`` for their tensors. All other quantised kinds are refused.
 """
 
 from dataclasses import replace
@@ -121,11 +120,16 @@ def _take_scale(name: str, entry: TensorEntry, entries: dict[str, TensorEntry]) 
     return entries.pop(keys[0]) if keys else None
 
 
-def _check_format(name: str, note: TensorEntry, expected: tuple[str, ...]) -> None:
-    """Checks ComfyUI's note of how a layer was quantised: JSON in a uint8 tensor."""
+def format_of(name: str, note: TensorEntry) -> str:
+    """What ComfyUI's note ``name`` says of how its layer was quantised. Raises CheckpointError where it is none."""
     found = noted_format(note.read())
     if found is None:
         raise CheckpointError(f"{note.file}: tensor {name}: expected JSON that names a format.")
+    return found
+
+
+def _check_format(name: str, note: TensorEntry, expected: tuple[str, ...]) -> None:
+    found = format_of(name, note)
     if found not in expected:
         raise CheckpointError(
             f"{note.file}: tensor {name}: found format {found}; expected {' or '.join(expected)}. Of ComfyUI's formats "

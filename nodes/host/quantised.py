@@ -16,8 +16,8 @@ from ...happyhorse_core.weights.formats import (
     NOTE,
     SCALE,
     note_bytes,
-    noted_format,
 )
+from ...happyhorse_core.weights.quantised import format_of
 from ...happyhorse_core.weights.source import TensorSource
 from ...happyhorse_core.weights.tensors import TensorEntry
 
@@ -76,11 +76,14 @@ def without_formats(source: TensorSource, expected: nn.Module) -> TensorSource:
     Raises CheckpointError for a format that the host doesn't know.
     """
     targets = expected.state_dict()
+    notes = [name for name in source.names if name.endswith(QUANT_NOTE)]
+    beside = {name.removesuffix(QUANT_NOTE): _format_tensors(name, source.entries[name]) for name in notes}
     entries = {}
     for name, entry in source.entries.items():
         layer, _, part = name.rpartition(".")
-        if layer + QUANT_NOTE in source:
-            if part in _format_tensors(source, layer):
+        if layer in beside:
+            # Not every host lists the parts of a weight in its table, but all of them name parts ``weight_...``.
+            if part in beside[layer] or part.startswith("weight_"):
                 continue
             if name in targets:
                 entry = replace(entry, shape=tuple(targets[name].shape), dtype=targets[name].dtype)
@@ -88,20 +91,15 @@ def without_formats(source: TensorSource, expected: nn.Module) -> TensorSource:
     return source.with_entries(entries)
 
 
-def _format_tensors(source: TensorSource, layer: str) -> set[str]:
-    """What stands beside a layer's weight in its format: what the host's table names, and parts of the weight."""
-    note = source.entries[layer + QUANT_NOTE]
-    name = noted_format(source.read(layer + QUANT_NOTE))
-    if name is None:
-        raise CheckpointError(f"{note.file}: tensor {layer}{QUANT_NOTE}: expected JSON that names a format.")
-    if name not in QUANT_ALGOS:
+def _format_tensors(name: str, note: TensorEntry) -> set[str]:
+    """What the host's table says that stands beside a layer's weight in the format of its note, the note included."""
+    found = format_of(name, note)
+    if found not in QUANT_ALGOS:
         raise CheckpointError(
-            f"{note.file}: tensor {layer}{QUANT_NOTE}: found format {name!r}; this ComfyUI knows "
-            f"{', '.join(QUANT_ALGOS)}. Update ComfyUI, or choose a file in one of these."
+            f"{note.file}: tensor {name}: found format {found!r}; this ComfyUI knows {', '.join(QUANT_ALGOS)}. Update "
+            "ComfyUI, or choose a file in one of these."
         )
-    # Not every host lists the parts of a weight in its table, but all of them name parts ``weight_...``.
-    parts = {other.rpartition(".")[2] for other in source.names if other.startswith(f"{layer}.weight_")}
-    return {NOTE, *QUANT_ALGOS[name]["parameters"], *parts}
+    return {NOTE, *QUANT_ALGOS[found]["parameters"]}
 
 
 def _as_tensor(beside: TensorEntry, content: bytes) -> TensorEntry:
