@@ -11,7 +11,7 @@ of the same instants; the model hears K / 25 seconds of the voice, the room and 
 draws frames to that sound as it does to any given one. The join takes the sound from the clip up to the clip's end
 and the frames up to the restart; from there on both come from the next clip:
 
-    frames  clip[0 : P - K + 1] + next[1 :]     P + Q - K of them, the shared one once
+    frames    clip[0 : P - K + 1] + next[1 :]     P + Q - K of them, the shared one once
     sound     all of the clip's   + next's from K / 25 s on
 
 Both parts of the next clip are laid down (P - K) / 25 s after the start, so they stay in step however many clips are

@@ -24,8 +24,8 @@ MIN_FRAMES = TEMPORAL_STRIDE + 1
 def frames_from_seconds(seconds: float) -> int:
     """Frames that the model is asked for: 25 a second and one.
 
-    The pictures that come out are ``frames_of_latent(latent_frames(frames))``, up to three fewer: 126 frames give 125
-    pictures and 126 audio latents, as in the released pipeline. Raises InputError outside 0.16 to 30 seconds.
+    As many as ``frames_of_latent(latent_frames(frames))`` come out, up to three fewer: 126 frames give 125 of video and
+    126 audio latents, as in the released pipeline. Raises InputError outside 0.16 to 30 seconds.
     """
     least = (MIN_FRAMES - 1) / FRAME_RATE
     if not least <= seconds <= MAX_SECONDS:
@@ -34,7 +34,7 @@ def frames_from_seconds(seconds: float) -> int:
 
 
 def check_frames(frames: int) -> int:
-    """``frames`` as they are. Raises InputError below 5, where a clip is a single picture, or above 30 seconds."""
+    """``frames`` as they are. Raises InputError below 5, where a clip is a single frame, or above 30 seconds."""
     longest = MAX_SECONDS * FRAME_RATE + 1
     if not MIN_FRAMES <= frames <= longest:
         raise InputError(
@@ -45,7 +45,7 @@ def check_frames(frames: int) -> int:
 
 
 def latent_frames(frames: int) -> int:
-    """Latent frames that hold ``frames`` pictures; the first picture has one to itself."""
+    """Latent frames that hold ``frames``; the first frame has one to itself."""
     return (frames - 1) // TEMPORAL_STRIDE + 1
 
 

@@ -10,11 +10,10 @@ from torch import Tensor
 from ..happyhorse_core import geometry
 from ..happyhorse_core.media.sound import soundtrack_from_array
 from .host import checks
-from .host.latents import ORIGINAL, streams_of, video_mask, with_length
+from .host.latents import CATEGORY, ORIGINAL, streams_of, video_mask, with_length
 
 log = logging.getLogger("happyhorse")
 
-CATEGORY = "HappyHorse/latent"
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
 """Sample rates that the audio of an mp4 can have."""
 

@@ -11,12 +11,11 @@ from .host import checks
 from .host.diffusion import HappyHorseModel
 from .host.guider import TwoStreamGuider
 from .host.latents import as_pair
-from .host.sampling import sample_from_noise, seed_input
+from .host.sampling import CATEGORY, sample_from_noise, seed_input
 from .host.solver import unipc_sampler
 
 log = logging.getLogger("happyhorse")
 
-CATEGORY = "HappyHorse/sampling"
 MODEL_TIP = "The base model from Load HappyHorse Model. The distilled one was made to run without guidance."
 POSITIVE_TIP = "The prompt from CLIP Text Encode: what the clip shall be."
 NEGATIVE_TIP = "What it shall not be, from HappyHorse Negative Prompt or CLIP Text Encode."

@@ -11,11 +11,10 @@ from torch import Tensor
 from ..happyhorse_core import extend, geometry
 from ..happyhorse_core.audio_vae.resample import resample_fft
 from .host import checks
-from .host.latents import ORIGINAL, audio_mask, encode_image, first_frame_mask, streams_of, with_first_frame
+from .host.latents import CATEGORY, ORIGINAL, audio_mask, encode_image, first_frame_mask, streams_of, with_first_frame
 
 log = logging.getLogger("happyhorse")
 
-CATEGORY = "HappyHorse/latent"
 APART = 0.1
 """Mean difference, of 1, above which the frames at a join can't be the same one."""
 

@@ -9,11 +9,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..happyhorse_core import geometry
-from .host.latents import audio_mask, encode_image, first_frame_mask, streams_of, with_first_frame
+from .host.latents import CATEGORY, audio_mask, encode_image, first_frame_mask, streams_of, with_first_frame
 
 log = logging.getLogger("happyhorse")
-
-CATEGORY = "HappyHorse/latent"
 
 
 class HappyHorseEmptyLatent(io.ComfyNode):

@@ -8,12 +8,10 @@ from comfy_api.latest import io
 from ..happyhorse_core.sampling.schedule import MAX_STEPS, SHIFT, flow_sigmas
 from .host import checks
 from .host.latents import as_pair
-from .host.sampling import sample_distilled, seed_input
+from .host.sampling import CATEGORY, sample_distilled, seed_input
 from .host.solver import unipc_sampler
 
 log = logging.getLogger("happyhorse")
-
-CATEGORY = "HappyHorse/sampling"
 
 
 class HappyHorseSampler(io.ComfyNode):

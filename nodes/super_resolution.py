@@ -13,12 +13,11 @@ from ..happyhorse_core.sampling.guidance import SR_SCALE
 from ..happyhorse_core.sampling.schedule import MAX_STEPS
 from .host import checks
 from .host.latents import audio_mask, encode_image, first_frame_is_held, fresh_mask, streams_of
-from .host.sampling import seed_input
+from .host.sampling import CATEGORY, seed_input
 from .host.super_resolution import AUTO, LOCAL_CHOICES, guided_by_frame, refine, start_state, with_local_attention
 
 log = logging.getLogger("happyhorse")
 
-CATEGORY = "HappyHorse/sampling"
 SIZE_TIP = (
     "Pixels, floored to a multiple of 32, not below the clip's. 0: chosen. Both 0 gives what the model was trained "
     "for, 896 x 512 (540p) or 1920 x 1088 (1080p), or as many pixels in the clip's own shape."

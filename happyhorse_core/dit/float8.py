@@ -109,16 +109,16 @@ class Float8ExpertLinear(_Float8Weight, ExpertLinear):
         return torch.cat([self.apply_expert(span, n, scales[n]) for n, span in enumerate(spans)], dim=1)
 
 
-class Float8ProductLinear(Float8Linear):
+class Float8MatmulLinear(Float8Linear):
     float8_matmuls = True
 
 
-class Float8ProductExpertLinear(Float8ExpertLinear):
+class Float8MatmulExpertLinear(Float8ExpertLinear):
     float8_matmuls = True
 
 
 class Float8Ops(TorchOps):
-    """Keeps float8 weights and multiplies them out for each call."""
+    """Keeps float8 weights and dequantises them for each call."""
 
     Linear = Float8Linear
     ExpertLinear = Float8ExpertLinear
@@ -127,8 +127,8 @@ class Float8Ops(TorchOps):
 class Float8MatmulOps(Float8Ops):
     """Keeps float8 weights and multiplies in float8, on a device that ``has_float8_matmuls``."""
 
-    Linear = Float8ProductLinear
-    ExpertLinear = Float8ProductExpertLinear
+    Linear = Float8MatmulLinear
+    ExpertLinear = Float8MatmulExpertLinear
 
 
 def float8_operations(device: torch.device) -> type[Float8Ops]:

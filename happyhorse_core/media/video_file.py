@@ -1,4 +1,4 @@
-"""Pictures and sound into one mp4: H.264 and AAC, of equal length, there whole or not there at all."""
+"""Frames and sound into one mp4: H.264 and AAC, of equal length, there whole or not there at all."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence

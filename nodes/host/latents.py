@@ -16,6 +16,8 @@ from .latent_format import AUDIO_LATENT, VIDEO_LATENT, is_pair
 Latent = dict[str, Any]
 """The host's LATENT: ``samples`` and, where given, ``noise_mask``, ``batch_index`` and keys of other nodes."""
 
+CATEGORY = "HappyHorse/latent"
+"""Where the menu lists nodes that make and change latents."""
 ORIGINAL = "happyhorse_audio"
 """Key of a latent: ``waveform`` [1, C, N] and ``sample_rate`` of the audio that drives it, as they were given, and
 ``latent`` [1, 64, A], what the audio was encoded to."""

@@ -13,6 +13,8 @@ from torch import Tensor
 from ...happyhorse_core.sampling.schedule import flow_sigmas
 from .latents import Latent
 
+CATEGORY = "HappyHorse/sampling"
+"""Where the menu lists nodes that sample."""
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 
 
