@@ -50,5 +50,5 @@ check-host: setup
 	@"$(VENV_PYTHON)" -m tools.check_host $(ARGS)
 
 clean:
-	rm -rf "$(VENV)" .cache .ruff_cache .pytest_cache tests/.pytest_cache build happyhorse.egg-info output/demo.mp4 output/demo.png
+	rm -rf "$(VENV)" .cache .hypothesis .ruff_cache .pytest_cache tests/.pytest_cache build happyhorse.egg-info output/demo.mp4 output/demo.png
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
