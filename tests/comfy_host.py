@@ -192,6 +192,13 @@ class ComfyServer:
                 return
         raise RuntimeError(f"ComfyUI did not answer within {seconds:g} s.\n{self.log_tail()}")
 
+    @property
+    def pid(self) -> int:
+        """The number of the server's process, to read its memory and handles by."""
+        if self._process is None:
+            raise RuntimeError("The server is not running.")
+        return self._process.pid
+
     def _check_alive(self) -> None:
         status = None if self._process is None else self._process.poll()
         if status is not None:
