@@ -58,8 +58,24 @@ def read_pickled(path: Path) -> dict[str, TensorEntry]:
         short = name.removeprefix(_MODULE_PREFIX)
         if short in entries:
             raise CheckpointError(f"{path}: found both {short} and {_MODULE_PREFIX}{short}; expected only one.")
+        _check_plain(path, short, tensor)
         entries[short] = TensorEntry(path, tuple(tensor.shape), tensor.dtype, tensor.detach)
     return entries
+
+
+def _check_plain(path: Path, name: str, tensor: Tensor) -> None:
+    """Refuses a tensor that is no plain block of numbers, with as many of them in the file as its shape asks for."""
+    if tensor.layout != torch.strided:
+        found = f"a sparse one ({tensor.layout})"
+    elif tensor.device.type != "cpu":
+        found = f"one without values (on the device {tensor.device})"
+    elif tensor.is_quantized:
+        found = f"one quantised by PyTorch ({tensor.dtype})"
+    elif tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+        found = f"shape {list(tensor.shape)} on fewer numbers than it asks for"
+    else:
+        return
+    raise CheckpointError(f"{path}: tensor {name[:200]!r}: found {found}; expected a plain tensor. {_EXPECTED}")
 
 
 def _load_safely(path: Path) -> Any:

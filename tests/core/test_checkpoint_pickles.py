@@ -13,6 +13,7 @@ from torch import Tensor
 
 from happyhorse_core.errors import CheckpointError
 from happyhorse_core.weights.source import open_source
+from tools.mutate_pickles import TENSOR_FORMS
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -133,3 +134,14 @@ def test_pickle_that_holds_itself(tmp_path: Path) -> None:
     content["model"] = content
     torch.save(content, tmp_path / "x.pth")
     assert_refused(tmp_path / "x.pth", "no named tensors")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [("sparse", "sparse"), ("meta", "without values"), ("quantised", "quantised"), ("huge", "fewer numbers")],
+)
+def test_pickled_tensor_that_is_not_plain_is_refused(tmp_path: Path, form: str, said: str) -> None:
+    odd = TENSOR_FORMS[form](torch.ones(3, 2))
+    torch.save(some_tensors() | {"odd": odd}, tmp_path / "x.ckpt")
+    assert_refused(tmp_path / "x.ckpt", "tensor 'odd'", said)
