@@ -8,6 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from ..errors import CheckpointError, InputError
+from ..weights.files import exists, is_folder
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ class GemmaTokenizer:
     def from_file(cls, path: str | Path) -> "GemmaTokenizer":
         """Raises CheckpointError where ``path`` can't be read or is not Gemma's tokenizer.json."""
         path = Path(path)
+        if exists(path):
+            is_folder(path)  # raises for a pipe, which would be waited for, and for a device, which has no end
         try:
             data = path.read_bytes()
         except OSError as error:

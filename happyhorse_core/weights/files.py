@@ -67,6 +67,7 @@ def is_folder(path: Path) -> bool:
 
 def read_start(path: Path, count: int) -> bytes:
     """The first ``count`` bytes of a file, or all of a shorter one, once it is known to be no pointer or web page."""
+    is_folder(path)  # a pipe would be waited for without end
     try:
         with path.open("rb") as file:
             start = file.read(count)

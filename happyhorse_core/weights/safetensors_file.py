@@ -78,6 +78,7 @@ class SafetensorsFile:
         metadata = header.pop("__metadata__", None)
         self.metadata = {str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {}
         spans = {name: _parse_span(path, name, fields, data_begin) for name, fields in header.items()}
+        _check_places(path, spans, data_begin)
         _check_size(path, max((span.end for span in spans.values()), default=data_begin))
         self.entries = {
             name: TensorEntry(path, span.shape, span.dtype, partial(self._read, span), partial(self._release, span))
@@ -188,6 +189,18 @@ def _check_size(path: Path, expected: int) -> None:
         raise CheckpointError(
             f"{path}: the file is damaged: its header asks for {expected:,} bytes, found {size:,}. Download it again."
         )
+
+
+def _check_places(path: Path, spans: dict[str, _Span], data_begin: int) -> None:
+    """Each tensor begins where the one before it ends, as the format asks for: none shares bytes, none are nobody's."""
+    before, end = "the header", data_begin
+    for name, span in sorted(spans.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if span.begin != end:
+            found = "lie on the same bytes" if span.begin < end else f"leave {span.begin - end:,} bytes between them"
+            raise CheckpointError(
+                f"{path}: {before[:200]} and {name[:200]} {found}. The header is damaged; download the file again."
+            )
+        before, end = name, span.end
 
 
 def _parse_span(path: Path, name: str, fields: Any, data_begin: int) -> _Span:

@@ -218,6 +218,21 @@ def test_pipe(tmp_path: Path) -> None:
     assert_refused(tmp_path / "one.safetensors", "a device or a pipe")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such pipes")
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "m-00002-of-00002.safetensors"])
+def test_pipe_in_a_folder(tmp_path: Path, name: str) -> None:
+    write_sharded(tmp_path)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    assert_refused(tmp_path, name, "a device or a pipe")
+
+
+@pytest.mark.parametrize(("begin", "said"), [(4, "x and y lie on the same bytes"), (12, "leave 4 bytes between")])
+def test_tensors_that_share_bytes_or_leave_some(tmp_path: Path, begin: int, said: str) -> None:
+    header = {"x": FLOAT, "y": {"dtype": "F32", "shape": [2], "data_offsets": [begin, begin + 8]}}
+    assert_refused(write_raw(tmp_path / "x.safetensors", header, bytes(begin + 8)), said)
+
+
 def test_unknown_kind(tmp_path: Path) -> None:
     (tmp_path / "one.zip").write_bytes(b"PK")
     assert_refused(tmp_path / "one.zip", "unknown kind", ".safetensors")
