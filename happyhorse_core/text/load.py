@@ -104,7 +104,7 @@ def read_config(path: Path, metadata: dict[str, str]) -> dict[str, Any] | None:
         return None
     try:
         tree = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where}: not JSON ({error}). Download it again or remove it.") from error
     is_ours = isinstance(tree, dict) and str(tree.get("model_type", "t5gemma")).startswith(("t5gemma", "t5_gemma"))
     return tree if is_ours else None
@@ -124,7 +124,7 @@ def indexed_prefix(path: Path) -> str:
         return ""
     try:
         names = json.loads(indexes[0].read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
     starts = tuple(prefix for prefix in PREFIXES if prefix)
     return next((start for start in starts if any(str(name).startswith(start) for name in names)), "")

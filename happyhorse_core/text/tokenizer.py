@@ -52,7 +52,7 @@ class GemmaTokenizer:
         try:
             text = data.decode("utf-8")
             tree = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{where}: not JSON ({error}). Download the tokenizer.json again.") from error
         _check_is_gemma(tree, where)
         return cls(Tokenizer.from_str(text))

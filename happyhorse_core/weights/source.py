@@ -115,7 +115,13 @@ def _read_index(index: Path) -> tuple[dict[str, str], dict[str, str]]:
             f"{index}: found no weight_map; expected the file of each tensor in it. Download it again."
         )
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not shard or shard != Path(shard).name or "\\" in shard:
+        if (
+            not isinstance(shard, str)
+            or not shard
+            or shard != Path(shard).name
+            or "\\" in shard
+            or not shard.isprintable()
+        ):
             raise CheckpointError(
                 f"{index}: tensor {name}: found {shard!r}; expected the name of a file beside the index."
             )

@@ -111,6 +111,7 @@ def test_missing_file_is_named(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
         (tokenizer_json().encode()[:1000], "not JSON"),
         (b"\x80\x02\xff\xfe", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
         (b"[1, 2]", "no vocabulary"),
         (b'{"model": {"type": "Unigram", "vocab": [["a", 0.5]]}}', "no vocabulary"),
     ],
