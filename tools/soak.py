@@ -128,11 +128,7 @@ class Soak:
 
     def compare(self, name: str, seed: int, entry: dict) -> str:
         """Whether the bytes are those that the first run of this workflow and seed gave."""
-        found = {}
-        for path in self.server.files_of(entry):
-            if path.suffix != ".mp4":  # x264 in core's Save Video is not the same for equal frames
-                found[re.sub(r"_\d+_?", "", path.name)] = hashlib.sha256(path.read_bytes()).hexdigest()
-            path.unlink(missing_ok=True)  # a cached result names the file of the run before
+        found = bytes_of(self.server, entry)
         if len(found) != 4:
             self.faults.append(f"{name}, seed {seed}: found the results {sorted(found)}, expected four")
         wanted = self.expected.setdefault((name, seed), found)
@@ -194,6 +190,16 @@ def with_bytes(prompt: dict) -> dict:
         "picture": node("SaveImage", images=["frame", 0], filename_prefix=f"{mark}/picture"),
         "sound": node("SaveAudio", audio=[decode, 1], filename_prefix=f"{mark}/sound"),
     }
+
+
+def bytes_of(server: ComfyServer, entry: dict) -> dict[str, str]:
+    """The hash of each file that ``with_bytes`` added, by its name without numbers; the files are deleted."""
+    found = {}
+    for path in server.files_of(entry):
+        if path.suffix != ".mp4":  # x264 in core's Save Video is not the same for equal frames
+            found[re.sub(r"_\d+_?", "", path.name)] = hashlib.sha256(path.read_bytes()).hexdigest()
+        path.unlink(missing_ok=True)  # a cached result names the file of the run before
+    return found
 
 
 def where_of(error: PromptInterruptedError) -> str:
