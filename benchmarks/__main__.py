@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from happyhorse_core import edge
 from happyhorse_core.precision import usual_dtype
 
 from . import stages
@@ -111,12 +112,12 @@ def table(found: list[Row]) -> str:
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--device", help="torch device; default cuda where there is one")
+    parser.add_argument("--device", type=edge.device, help="torch device; default cuda where there is one")
     parser.add_argument("--repeats", type=int, default=5, help="pairs of runs per stage; default 5")
     parser.add_argument("--quick", action="store_true", help="toy sizes, to try the program itself")
     parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = args.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = []
     with torch.inference_mode():
         for line in rows(device, args.repeats, args.quick):

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from benchmarks.flex import flex_local
 from benchmarks.floor import synchronised, timed
 from benchmarks.stages import SHAPES, Size, heads, released_decoder, window_share
+from happyhorse_core import edge
 from happyhorse_core.dit.config import TransformerConfig
 from happyhorse_core.dit.detect import detect_transformer
 from happyhorse_core.dit.float8 import Float8Ops, float8_operations, has_float8_matmuls
@@ -294,13 +295,13 @@ def run(
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", type=edge.device, default="cuda")
     parser.add_argument("--precision", choices=(BF16, FP8), action="append", help="one of the two; default both")
     parser.add_argument("--compile", action="store_true", help="compile each layer with torch.compile")
     parser.add_argument("--toy", action="store_true", help="toy sizes, to try the program itself on any device")
     parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
-    device, precisions = torch.device(args.device), args.precision or (BF16, FP8)
+    device, precisions = args.device, args.precision or (BF16, FP8)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     clock, found = Clock(device), []
 

@@ -9,11 +9,14 @@ import sys
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from tqdm import tqdm
 
+from . import edge
 from .convert.command import CONVERT, INSPECT, add_convert, add_inspect, run_convert, run_inspect
+from .device import parse_device
 from .dit.ranks import check_devices
 from .dit.roles import BASE, DISTILLED, ROLES, SR_540P, SR_1080P, Role
 from .errors import HappyHorseError, InputError
@@ -45,9 +48,18 @@ DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 PARTS = ("transformer", "text_encoder", "video_decoder", "audio_vae", "image_encoder", "sr_transformer")
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as all errors are said, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends with status 2."""
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message.removeprefix("argument "))
+        self.exit(2, f"error: {text.rstrip('.')}. All options: {self.prog} --help\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m happyhorse_core" if Path(sys.argv[0]).name == "__main__.py" else "happyhorse",
         description="Video and sound from one prompt, with checkpoints of the daVinci-MagiHuman architecture.",
     )
@@ -129,10 +141,14 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--device", metavar="NAME", help="torch device such as cpu, cuda, cuda:1, mps; default cuda where there is one"
+        "--device",
+        type=edge.device,
+        metavar="NAME",
+        help="torch device such as cpu, cuda, cuda:1, xpu, mps; default cuda where there is one",
     )
     where.add_argument(
         "--devices",
+        type=edge.devices,
         metavar="NAMES",
         help="several, such as cuda:0,cuda:1: each holds all of the transformer and computes a part of every step; the "
         "other stages run on the first",
@@ -254,10 +270,9 @@ def _request(args: argparse.Namespace) -> Request:
 
 def _machine(args: argparse.Namespace) -> Machine:
     if args.devices is None:
-        name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        device = _usable(name, "--device")
+        device = args.device or parse_device("cuda" if torch.cuda.is_available() else "cpu")
         return Machine(device, _dtype(args.dtype, device))
-    device, *others = (_usable(name.strip(), "--devices") for name in args.devices.split(","))
+    device, *others = args.devices
     if others:
         check_devices((device, *others))
     # What the stages before the transformer used is kept by this process, unless it is told that others need it.
@@ -266,15 +281,6 @@ def _machine(args: argparse.Namespace) -> Machine:
 
 def _dtype(name: str | None, device: torch.device) -> torch.dtype:
     return usual_dtype(device) if name is None else DTYPES[name]
-
-
-def _usable(name: str, option: str) -> torch.device:
-    try:
-        return torch.empty(1, device=torch.device(name)).device
-    except (RuntimeError, AssertionError) as error:
-        # For some devices torch goes on for pages about others.
-        reason = str(error).split(". ")[0].rstrip(".")
-        raise InputError(f"{option}: found {name!r}, which torch can't use here: {reason}.") from error
 
 
 def run_generate(args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from happyhorse_core import edge
 from happyhorse_core.precision import usual_dtype
 
 Step = Callable[[int, torch.Generator], Mapping[str, Tensor]]
@@ -60,7 +61,7 @@ def run_parser(description: str, steps: int) -> argparse.ArgumentParser:
 def add_device(parser: argparse.ArgumentParser) -> None:
     """The option --device, which is CUDA where there is any."""
     usual = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", type=torch.device, default=torch.device(usual), help=f"default here: {usual}")
+    parser.add_argument("--device", type=edge.device, default=torch.device(usual), help=f"default here: {usual}")
 
 
 def device_of(module: nn.Module) -> torch.device:

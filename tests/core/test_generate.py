@@ -193,7 +193,6 @@ BAD_SETTINGS = {
     "no size": ({"size": "large"}, "--size"),
     "no steps": ({"steps": 0}, "steps"),
     "negative seed": ({"seed": -1}, "seed"),
-    "no device": ({"device": "toaster"}, "--device"),
     "no models": ({"models": "nowhere"}, "nowhere"),
     "no transformer": ({"transformer": "nowhere.safetensors"}, "nowhere.safetensors"),
     "no image": ({"image": "nowhere.png"}, "nowhere.png"),

@@ -264,6 +264,13 @@ def arguments(models: Path, output: Path, *more: str) -> list[str]:
     return ["generate", "--models", str(models), "--prompt", "A horse.", "--seed", "7", "--output", str(output), *more]
 
 
+def status_of(command: list[str]) -> int | str | None:
+    try:
+        return main(command)
+    except SystemExit as end:
+        return end.code
+
+
 def pictures(path: Path) -> np.ndarray:
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]).astype(int)
@@ -280,10 +287,10 @@ def test_two_devices_make_the_clip_of_one(models: Path, tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "cpu,cpu,cpu": "found 3, expected 1 or 2",
-    "cpu,": "--devices: found ''",
-    "cpu,toaster": "--devices: found 'toaster'",
-    "cpu,meta": "of one kind",
+    "cpu,cpu,cpu": (1, "found 3, expected 1 or 2"),
+    "cpu,": (2, "--devices: found ''"),
+    "cpu,toaster": (2, "--devices: found 'toaster'"),
+    "cpu,meta": (2, "--devices: found 'meta'"),
 }
 
 
@@ -291,20 +298,12 @@ REFUSED = {
 def test_devices_that_can_not_be_used_are_named_first(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], devices: str
 ) -> None:
-    assert main(arguments(models, tmp_path / "clip.mp4", "--seconds", "0.3", "--devices", devices)) == 1
+    status, said = REFUSED[devices]
+    assert status_of(arguments(models, tmp_path / "clip.mp4", "--seconds", "0.3", "--devices", devices)) == status
     error = capsys.readouterr().err
-    assert REFUSED[devices] in error
+    assert said in error
     assert "Load" not in error
     assert not list(tmp_path.iterdir())
-
-
-def test_why_a_device_can_not_be_used_fits_a_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    if torch.backends.mps.is_available():
-        pytest.skip("this machine has the device that others lack")
-    assert main(arguments(tmp_path, tmp_path / "clip.mp4", "--device", "mps")) == 1
-    error = capsys.readouterr().err
-    assert "--device: found 'mps'" in error
-    assert error.count("\n") == 1 and len(error) < 300
 
 
 def interrupt_all(process: subprocess.Popen, ranks: list[int]) -> None:
