@@ -23,6 +23,11 @@ def seed_input(tooltip: str) -> io.Int.Input:
     return io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=True, tooltip=tooltip)
 
 
+def as_signed(seed: int) -> int:
+    """The same seed to torch, so that 1 may be added to it, as the host's noise does: 2^64 - 1 becomes -1."""
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
 def sample_distilled(model: ModelPatcher, positive: list, latent: Latent, seed: int, steps: int) -> NestedTensor:
     """The distilled model's loop on the host's sampler: its ``lcm`` is exactly that update. Returns clean streams."""
     guider = comfy.samplers.CFGGuider(model)
@@ -66,5 +71,5 @@ def sample_from(
         denoise_mask=mask,
         callback=latent_preview.prepare_callback(guider.model_patcher, steps),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=seed,
+        seed=as_signed(seed),
     ).to(comfy.model_management.intermediate_device())

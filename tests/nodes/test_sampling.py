@@ -157,6 +157,36 @@ def test_one_seed_one_clip():
     assert not torch.allclose(first[0], other[0], atol=1e-2)
 
 
+def of_seed(node, seed):
+    """The video of one clip by a node that has a seed."""
+    latent, text = tiny.empty(), tiny.positive()
+    inputs = {"positive": text, "seed": seed, "steps": 2}
+    if node is pack.HappyHorseSampler:
+        inputs |= {"model": tiny.model(), "latent": latent}
+    elif node is pack.HappyHorseBaseSampler:
+        inputs |= {"model": tiny.model(tiny.BASE), "latent": latent, "negative": text}
+    else:
+        clip = {"samples": NestedTensor([stream + 1 for stream in tiny.streams(latent)])}
+        inputs |= {"sr_model": tiny.model("daVinci-MagiHuman/540p_sr"), "latent": clip, "width": 192, "height": 128}
+    return tiny.streams(tiny.run(node, **inputs)[0])[0]
+
+
+@pytest.mark.parametrize("node", [pack.HappyHorseSampler, pack.HappyHorseBaseSampler, pack.HappyHorseSuperResolution])
+def test_seeds_at_both_ends(node):
+    clips = [of_seed(node, seed) for seed in (0, 2**63, 2**64 - 1, 2**64 - 1)]
+    assert torch.equal(clips[2], clips[3])
+    assert not any(torch.equal(clips[2], other) for other in clips[:2])
+
+
+def test_every_node_with_a_seed_is_tried_at_both_ends():
+    seeded = {
+        node.__name__
+        for node in vars(pack).values()
+        if hasattr(node, "define_schema") and any(one.id == "seed" for one in node.define_schema().inputs)
+    }
+    assert seeded == {"HappyHorseSampler", "HappyHorseBaseSampler", "HappyHorseSuperResolution"}
+
+
 def test_batch_makes_different_clips():
     video, audio = tiny.streams(sample(tiny.empty(batch_size=2)))
     assert video.shape[0] == audio.shape[0] == 2
