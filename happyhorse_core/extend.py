@@ -38,6 +38,9 @@ OVERLAP_SECONDS = 1.0
 MAX_OVERLAP_SECONDS = 10.0
 FADE_MS = 40.0
 """One frame: the shortest overlap, and two periods of the lowest tones."""
+APART = 0.05
+"""Mean difference, of 1, that the frames at a right join stay below: the Pony's were at most 0.031 apart."""
+COMPARED_SIDE = 64
 CONTEXT = 8
 """Audio latents to either side that the autoencoder's convolutions look at: 15.9 thousand samples, just under eight."""
 
@@ -90,6 +93,35 @@ def stretch_to_hold(waveform: Tensor, sample_rate: int, frames: int, overlap: in
     sound = fit_length(sound, (frames - start) * SAMPLES_PER_AUDIO_LATENT)
     mirrored = sound.flip(-1)[..., : CONTEXT * SAMPLES_PER_AUDIO_LATENT]
     return Stretch(torch.cat([sound, mirrored], dim=-1), frames - overlap - start, overlap)
+
+
+def join_differences(clip: Tensor, first: Tensor) -> Tensor:
+    """[K]: the mean difference, of 1, of ``first`` [H, W, C] to the frame of ``clip`` [P, H, W, C] at each overlap.
+
+    Overlaps are 1, 2, ... up to the longest. Only every few rows and columns are compared.
+    """
+    step = max(1, min(first.shape[:2]) // COMPARED_SIDE)
+    frames = clip[-round(MAX_OVERLAP_SECONDS * FRAME_RATE) :, ::step, ::step].flip(0).float()
+    return (frames - first[::step, ::step].to(frames)).abs().mean(dim=(1, 2, 3))
+
+
+def wrong_join(clip: Tensor, following: Tensor, overlap: int) -> str | None:
+    """Why the frames of two clips, [P, H, W, C] and [Q, H, W, C], seem to be joined wrongly, or None.
+
+    The frame that they should share is never the same in both: the autoencoder changes it, and untrained weights change
+    it beyond recognition. So it has to fit another overlap or the other order much better.
+    """
+    differences = join_differences(clip, following[0])
+    here = differences[overlap - 1].item()
+    if here <= APART:
+        return None
+    found = f"the frames of the clips at the join differ by {100 * here:.0f} %"
+    best = int(differences.argmin())
+    if differences[best] < here / 2:
+        return f"{found}, those at an overlap of {best + 1} frames by {100 * differences[best].item():.0f} %"
+    if join_differences(following, clip[0])[overlap - 1] < here / 2:
+        return f"{found}, but in the other order they meet"
+    return None
 
 
 def join_frames(clip: Tensor, following: Tensor, overlap: int) -> Tensor:

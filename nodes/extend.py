@@ -15,9 +15,6 @@ from .host.latents import CATEGORY, ORIGINAL, audio_mask, encode_image, first_fr
 
 log = logging.getLogger("happyhorse")
 
-APART = 0.1
-"""Mean difference, of 1, above which the frames at a join can't be the same one."""
-
 
 class HappyHorseExtend(io.ComfyNode):
     @classmethod
@@ -132,7 +129,9 @@ class HappyHorseJoinClips(io.ComfyNode):
         check_size(clip, following.images.shape[2], following.images.shape[1], "next_video")
         frames = (clip.images.shape[0], following.images.shape[0])
         extend.check_overlap(overlap, *frames)
-        warn_if_apart(clip.images[frames[0] - overlap], following.images[0])
+        wrong = extend.wrong_join(clip.images, following.images, overlap)
+        if wrong is not None:
+            log.warning("HappyHorse: %s. Connect OVERLAP of HappyHorse Extend, and the videos in order.", wrong)
         images = extend.join_frames(clip.images, following.images, overlap)
         audio = join_audio(clip.audio, following.audio, frames, overlap, crossfade_ms)
         joined = Types.VideoComponents(images=images, audio=audio, frame_rate=clip.frame_rate)
@@ -159,17 +158,6 @@ def check_size(clip: Types.VideoComponents, width: int, height: int, field: str 
         raise ValueError(
             f"{field}: found {width} x {height} pixels, expected {size[0]} x {size[1]}, the size of the clip that it "
             "goes on from. Change the size in Empty HappyHorse Latent, or resize the clip."
-        )
-
-
-def warn_if_apart(last: Tensor, first: Tensor) -> None:
-    """Says so if the frame that the clips should share, [H, W, 3] from each, is not the same."""
-    difference = (last.float() - first.to(last.device).float()).abs().mean().item()
-    if difference > APART:
-        log.warning(
-            "HappyHorse: the clips do not meet at the join: their frames differ by %.0f %%. Is overlap the one from "
-            "HappyHorse Extend, and were the videos connected in this order?",
-            100 * difference,
         )
 
 

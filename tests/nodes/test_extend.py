@@ -180,11 +180,26 @@ def test_where_one_clip_has_no_sound_the_video_is_silent(caplog):
 
 
 def test_clips_that_do_not_meet_are_said(caplog):
+    long = video(201)
     with caplog.at_level(logging.WARNING):
-        join(video(), video(33, start=31))
+        join(long, video(33, start=191))
         assert not caplog.records
-        join(video(), video(33, start=131))
-    assert "do not meet at the join: their frames differ by 20 %" in caplog.text
+        join(long, video(33, start=100), overlap=10)
+        assert "differ by 18 %, those at an overlap of 101 frames by 0 %" in caplog.text
+        caplog.clear()
+        join(video(33, start=191), long)
+        assert "differ by 43 %, but in the other order they meet" in caplog.text
+
+
+def test_a_right_join_is_not_warned_of(caplog):
+    """Untrained weights: the held picture comes back as another one."""
+    latent, shared = go_on(decode(sample(tiny.empty(frames=33)))[2])
+    first, second = decode(sample(tiny.empty(frames=33)))[2], decode(sample(latent))[2]
+    with caplog.at_level(logging.WARNING):
+        join(first, second, shared)
+    assert not [record for record in caplog.records if "join" in record.getMessage()]
+    pictures = [clip.get_components().images for clip in (first, second)]
+    assert (pictures[0][-shared] - pictures[1][0]).abs().mean() > 0.1
 
 
 # bad input
