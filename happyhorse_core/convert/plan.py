@@ -35,6 +35,7 @@ from ..errors import CheckpointError, InputError
 from ..text.encoder import PREFIXES as TEXT_PREFIXES
 from ..text.load import EMBEDDED_TOKENIZER, examine_text_encoder, read_config
 from ..weights import nvfp4
+from ..weights.files import exists, folder_of
 from ..weights.fill import check_module
 from ..weights.formats import FLOAT8, FLOAT8_FORMATS, NOTE, NVFP4, SCALE, TENSOR_SCALE, note_bytes
 from ..weights.known import TEXT_ENCODER, TRANSFORMER
@@ -179,10 +180,10 @@ def _text_encoder(contents: Contents, dtype: str | None) -> _Parts:
     metadata = {} if config is None else {"config": json.dumps(config)}
     if EMBEDDED_TOKENIZER in opened:
         return [*tensors, Planned(EMBEDDED_TOKENIZER, opened.entries[EMBEDDED_TOKENIZER], torch.uint8)], metadata, ()
-    folder = path if path.is_dir() else path.parent
+    folder = folder_of(path)
     tokenizer, config_file = folder / "tokenizer.json", folder / "config.json"
     tensors.append(Planned(EMBEDDED_TOKENIZER, _bytes_of(tokenizer), torch.uint8))
-    reads_config = "config" not in opened.metadata and config_file.is_file()
+    reads_config = "config" not in opened.metadata and exists(config_file)
     return tensors, metadata, (tokenizer, config_file) if reads_config else (tokenizer,)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ..dit.config import TransformerConfig
 from ..dit.load import BANDS
-from ..errors import CheckpointError
+from ..errors import CheckpointError, one_line
 from ..text.load import EMBEDDED_TOKENIZER
-from ..weights.files import some
+from ..weights.files import exists, folder_of, some
 from ..weights.formats import COMMUNITY_SCALES, EXTRAS, NOTE, READABLE_FORMATS, SCALE, WEIGHT_SCALES, noted_format
 from ..weights.known import TEXT_ENCODER
 from ..weights.quantised import dequantised, packed_weights
@@ -29,7 +29,8 @@ class Description:
 
     def __str__(self) -> str:
         width = max(len(title) for title, _ in self.lines) + 2
-        return "\n".join(f"{title:<{width}}{text}" for title, text in (*self.lines, *_titled("problem", self.problems)))
+        lines = (*self.lines, *_titled("problem", self.problems))
+        return "\n".join(f"{title:<{width}}{one_line(text)}" for title, text in lines)
 
 
 def describe(path: Path) -> Description:
@@ -97,8 +98,7 @@ def _tokenizer(contents: Contents) -> str | None:
     """Where a text encoder's tokenizer is; None where it is neither in the file nor beside it."""
     if EMBEDDED_TOKENIZER in contents.opened:
         return "in the file"
-    folder = contents.path if contents.path.is_dir() else contents.path.parent
-    return "tokenizer.json beside it" if (folder / "tokenizer.json").is_file() else None
+    return "tokenizer.json beside it" if exists(folder_of(contents.path) / "tokenizer.json") else None
 
 
 def _quantisation(source: TensorSource) -> tuple[str, set[str]]:

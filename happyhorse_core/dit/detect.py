@@ -1,10 +1,9 @@
 """Reads a transformer's sizes from the names and shapes of its tensors; file names play no part."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, one_line
 from ..weights.formats import TENSOR_SCALE, rounded_up
 from .config import MODALITIES, TransformerConfig, released_local_layers
 from .roles import DISTILLED, Role
@@ -24,6 +23,8 @@ SIGNATURE = (
 
 LOCAL_METADATA_KEY = "happyhorse.local_attn_layers"
 RECEPTIVE_FIELD_METADATA_KEY = "happyhorse.frame_receptive_field"
+_LIST = re.compile(r"\[ *([0-9]{1,6}( *, *[0-9]{1,6})*)? *\]")
+"""JSON of a list of small whole numbers."""
 
 
 def find_prefix(names: Sequence[str], where: str) -> str:
@@ -71,8 +72,8 @@ def detect_transformer(
         gelu7_layers=tuple(n for n in range(layers) if _is_gelu7(shapes, n, mm_layers, hidden)),
         post_norm_layers=tuple(n for n in range(layers) if _key(n, "attn_post_norm") in shapes),
         coords_style=role.coords_style,
-        local_attn_layers=_local_layers(role, layers, metadata),
-        frame_receptive_field=int(metadata.get(RECEPTIVE_FIELD_METADATA_KEY, 11)),
+        local_attn_layers=_local_layers(role, layers, metadata, where),
+        frame_receptive_field=_receptive_field(metadata, where),
     )
     _check(config, shapes, where)
     return config
@@ -127,12 +128,29 @@ def _is_gelu7(shapes: Shapes, layer: int, mm_layers: tuple[int, ...], hidden: in
     return _has_rows(shapes, _key(layer, "mlp.up_gate_proj"), experts * 4 * hidden)
 
 
-def _local_layers(role: Role, layers: int, metadata: Mapping[str, str]) -> tuple[int, ...]:
+def _local_layers(role: Role, layers: int, metadata: Mapping[str, str], where: str) -> tuple[int, ...]:
     if LOCAL_METADATA_KEY in metadata:
-        return tuple(json.loads(metadata[LOCAL_METADATA_KEY]))
+        found = metadata[LOCAL_METADATA_KEY]
+        chosen = tuple(map(int, re.findall("[0-9]{1,6}", found)))
+        if not _LIST.fullmatch(found) or not set(chosen) <= set(range(layers)):
+            raise CheckpointError(
+                f"{where}: metadata {LOCAL_METADATA_KEY!r}: found {one_line(found, 100)}; expected a list of layers, "
+                f"each from 0 to {layers - 1}, such as [0, 1]."
+            )
+        return chosen
     if not role.local_attention:
         return ()
     return released_local_layers(layers)
+
+
+def _receptive_field(metadata: Mapping[str, str], where: str) -> int:
+    found = metadata.get(RECEPTIVE_FIELD_METADATA_KEY, "11")
+    if not re.fullmatch("[0-9]{1,6}", found):
+        raise CheckpointError(
+            f"{where}: metadata {RECEPTIVE_FIELD_METADATA_KEY!r}: found {one_line(found, 100)}; expected how many "
+            "frames away local attention reaches, such as 11."
+        )
+    return int(found)
 
 
 def _check(config: TransformerConfig, shapes: Shapes, where: str) -> None:

@@ -1,6 +1,5 @@
 """The text encoder and its tokenizer from disk, as one object that turns a prompt into the transformer's input."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,15 @@ from ..errors import CheckpointError
 from ..ops import Operations, TorchOps
 from ..progress import Progress, silent
 from ..weights.component import ComponentFile, build
-from ..weights.source import Opener, TensorSource, open_source
+from ..weights.files import exists, folder_of
+from ..weights.json_file import CONFIG_BYTES, parse_object, read_object
+from ..weights.source import Opener, TensorSource, index_names, open_source
 from .encoder import PREFIXES, T5GemmaEncoder, TextEncoderConfig, detect_text_encoder, encoder_prefix
 from .tokenizer import GemmaTokenizer
 
 EMBEDDED_TOKENIZER = "tokenizer_json"
 """A uint8 tensor of this name in a merged file holds the bytes of its tokenizer.json, as ComfyUI's own files do."""
 IGNORED = (EMBEDDED_TOKENIZER, "spiece_model")
-
-_INDEX_PATTERN = "*.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -90,28 +89,20 @@ def read_tokenizer(path: Path, source: TensorSource) -> GemmaTokenizer:
     """The tokenizer inside a merged file, else the tokenizer.json in the folder or beside the file."""
     if EMBEDDED_TOKENIZER in source:
         return GemmaTokenizer.from_bytes(source.read(EMBEDDED_TOKENIZER).numpy().tobytes(), f"{path}: tokenizer_json")
-    return GemmaTokenizer.from_file(_folder(path) / "tokenizer.json")
+    return GemmaTokenizer.from_file(folder_of(path) / "tokenizer.json")
 
 
 def read_config(path: Path, metadata: dict[str, str]) -> dict[str, Any] | None:
     """The model's config, from a merged file's metadata or from config.json; None where neither is T5Gemma's."""
-    file = _folder(path) / "config.json"
+    file = folder_of(path) / "config.json"
     if "config" in metadata:
-        text, where = metadata["config"], f"{path}: metadata"
-    elif file.is_file():
-        text, where = file.read_text(encoding="utf-8", errors="replace"), str(file)
+        tree = parse_object(metadata["config"], f"{path}: metadata 'config'")
+    elif exists(file):
+        tree = read_object(file, CONFIG_BYTES)
     else:
         return None
-    try:
-        tree = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where}: not JSON ({error}). Download it again or remove it.") from error
-    is_ours = isinstance(tree, dict) and str(tree.get("model_type", "t5gemma")).startswith(("t5gemma", "t5_gemma"))
+    is_ours = str(tree.get("model_type", "t5gemma")).startswith(("t5gemma", "t5_gemma"))
     return tree if is_ours else None
-
-
-def _folder(path: Path) -> Path:
-    return path if path.is_dir() else path.parent
 
 
 def indexed_prefix(path: Path) -> str:
@@ -119,12 +110,9 @@ def indexed_prefix(path: Path) -> str:
 
     A damaged index gives nothing too: opening it for real says what is wrong with it.
     """
-    indexes = sorted(path.glob(_INDEX_PATTERN)) if path.is_dir() else [path] * path.name.endswith(_INDEX_PATTERN[1:])
-    if len(indexes) != 1:
-        return ""
     try:
-        names = json.loads(indexes[0].read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        names = index_names(path)
+    except CheckpointError:
         return ""
     starts = tuple(prefix for prefix in PREFIXES if prefix)
-    return next((start for start in starts if any(str(name).startswith(start) for name in names)), "")
+    return next((start for start in starts if any(name.startswith(start) for name in names)), "")

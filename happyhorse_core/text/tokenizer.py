@@ -1,14 +1,15 @@
 """From a prompt to the token ids that the text encoder was trained on: Gemma's own tokenizer, without BOS and EOS."""
 
-import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from ..errors import CheckpointError, InputError
-from ..weights.files import exists, is_folder
+from ..weights.files import exists, read_whole
+from ..weights.json_file import TOKENIZER_BYTES, parse_object
 
 logger = logging.getLogger(__name__)
 
@@ -31,31 +32,18 @@ class GemmaTokenizer:
     def from_file(cls, path: str | Path) -> "GemmaTokenizer":
         """Raises CheckpointError where ``path`` can't be read or is not Gemma's tokenizer.json."""
         path = Path(path)
-        if exists(path):
-            is_folder(path)  # raises for a pipe, which would be waited for, and for a device, which has no end
-        try:
-            data = path.read_bytes()
-        except OSError as error:
+        if not exists(path):
             raise CheckpointError(
-                f"{path}: can't be read ({error.strerror}). Download tokenizer.json of google/t5gemma-9b-9b-ul2 "
-                "and put it beside the text encoder's weights."
-            ) from error
-        return cls.from_bytes(data, str(path))
+                f"{path}: there is no such file. Download tokenizer.json of google/t5gemma-9b-9b-ul2 and put it beside "
+                "the text encoder's weights."
+            )
+        return cls.from_bytes(read_whole(path, TOKENIZER_BYTES), str(path))
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str = "tokenizer.json") -> "GemmaTokenizer":
         """``data`` is the content of a tokenizer.json; ``where`` names it in errors."""
-        if data.startswith(b"version https://git-lfs"):
-            raise CheckpointError(
-                f"{where}: found a Git LFS pointer, expected a tokenizer. Fetch the file itself: git lfs pull."
-            )
-        try:
-            text = data.decode("utf-8")
-            tree = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{where}: not JSON ({error}). Download the tokenizer.json again.") from error
-        _check_is_gemma(tree, where)
-        return cls(Tokenizer.from_str(text))
+        _check_is_gemma(parse_object(data, where), where)
+        return cls(Tokenizer.from_str(data.decode("utf-8")))
 
     @property
     def vocab_size(self) -> int:
@@ -80,9 +68,9 @@ class GemmaTokenizer:
         return ids[:MAX_TOKENS]
 
 
-def _check_is_gemma(tree: Any, where: str) -> None:
+def _check_is_gemma(tree: Mapping[str, Any], where: str) -> None:
     """Another tokenizer would give ids that mean other words, and a fluent video of something else."""
-    model = tree.get("model") if isinstance(tree, dict) else None
+    model = tree.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
         raise _foreign(where, "no vocabulary under model.vocab")
     if model.get("type") != "BPE" or model.get("byte_fallback") is not True:

@@ -8,7 +8,6 @@ Layers compute in the dtype of the latent that is handed in. In time the convolu
 window repeated, in space zeros. The first latent frame of a clip stands for one picture, each later one for four.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,10 +21,13 @@ from ..errors import CheckpointError
 from ..geometry import SPATIAL_STRIDE, TEMPORAL_STRIDE
 from ..ops import Device, DType, LayerArguments, ModuleArguments, Operations
 from ..progress import Progress, silent
+from ..weights.json_file import is_whole, parse_object, shown
 from ..weights.known import foreign
 from .shapes import count_blocks, dimension
 
 EXPECTED = "a TurboVAED decoder (keys 'decoder.conv_in.conv.weight', 'decoder.up_blocks.0.resnets.0.conv1.conv.weight')"
+LONGEST_WINDOW = 1024
+"""Latent frames: a window is decoded at once, so a long one is memory asked for in vain."""
 CONTEXT = 1
 """Latent frames that a window sees of its neighbours, on either side, and whose frames are thrown away."""
 NORM_EPS = 1e-8
@@ -94,19 +96,16 @@ def detect_turbo_vaed(
 def _windows(metadata: Mapping[str, str], where: str) -> dict[str, int]:
     if "config" not in metadata:
         return {}
-    try:
-        settings = json.loads(metadata["config"])
-        windows = {"first_window": settings["first_chunk_size"], "window": settings["step_size"]}
-    except (ValueError, LookupError, TypeError) as error:
-        raise CheckpointError(
-            f"{where}: found metadata 'config' without the decoder's settings ({error}); expected JSON with "
-            "'first_chunk_size' and 'step_size'."
-        ) from error
-    for name, latents in windows.items():
-        if not isinstance(latents, int) or latents < 1:
+    settings = parse_object(metadata["config"], f"{where}: metadata 'config'")
+    windows: dict[str, int] = {}
+    for name, key in (("first_window", "first_chunk_size"), ("window", "step_size")):
+        latents = settings.get(key)
+        if not is_whole(latents, 1, LONGEST_WINDOW):
             raise CheckpointError(
-                f"{where}: metadata 'config': found a {name} of {latents!r} latents; expected 1 or more."
+                f"{where}: metadata 'config': {key}: found {shown(latents)}; expected the latent frames that are "
+                f"decoded at a time, 1 to {LONGEST_WINDOW}."
             )
+        windows[name] = latents
     return windows
 
 

@@ -8,6 +8,9 @@ import json
 import torch
 from torch import Tensor
 
+from ..errors import CheckpointError
+from .json_file import parse_object
+
 FLOAT8 = torch.float8_e4m3fn
 """The kind of float8 that weights are kept in, and that GPUs multiply."""
 FLOAT8_FORMATS = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}
@@ -22,6 +25,8 @@ ALIGNMENT = 16
 13652."""
 
 NOTE = "comfy_quant"
+_LONGEST_NOTE = 1 << 16
+"""Bytes; a note names a format and a few numbers."""
 SCALE, TENSOR_SCALE = "weight_scale", "weight_scale_2"
 """ComfyUI's scales: of a weight, its rows or its blocks, and of all of an nvfp4 weight."""
 COMMUNITY_SCALES = ("weight.__fp8_scale", "scale_weight")
@@ -48,7 +53,10 @@ def note_bytes(name: str, **more: object) -> bytes:
 
 def noted_format(note: Tensor) -> str | None:
     """The format that a note's content [bytes] uint8 names; None where it is no note."""
-    try:
-        return str(json.loads(bytes(note.flatten().tolist()))["format"])
-    except (ValueError, TypeError, LookupError):
+    if note.dtype != torch.uint8 or note.numel() > _LONGEST_NOTE:
         return None
+    try:
+        found = parse_object(bytes(note.flatten().tolist()), NOTE).get("format")
+    except CheckpointError:
+        return None
+    return found if isinstance(found, str) else None

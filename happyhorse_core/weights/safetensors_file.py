@@ -4,7 +4,6 @@ Layout: 8 bytes with the header's length (little endian), the header as JSON, th
 each tensor's dtype, shape and the span of its bytes, counted from the header's end.
 """
 
-import json
 import mmap
 import platform
 import sys
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .files import read_start, unreadable
+from .json_file import parse_object
 from .tensors import TensorEntry
 
 DTYPE_NAMES = {
@@ -164,14 +164,10 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     try:
         with path.open("rb") as file:
             file.seek(LENGTH_BYTES)
-            header = json.loads(file.read(length))
+            header = file.read(length)
     except OSError as error:
         raise unreadable(path, error) from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: the safetensors header is no valid JSON ({error}). Download the file again."
-        ) from error
-    return header, data_begin
+    return parse_object(header, f"{path}: header"), data_begin
 
 
 def _truncated(path: Path, expected: int, found: int, least: str = "") -> CheckpointError:

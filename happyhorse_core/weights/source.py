@@ -1,12 +1,12 @@
 """Opening weights wherever they were downloaded to: a file, or a folder with an index and the shards that it names."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from ..errors import CheckpointError
-from .files import exists, is_folder, read_start, some, unreadable
+from .files import exists, is_folder, some, unreadable
+from .json_file import INDEX_BYTES, read_object, shown
 from .pickled import read_pickled
 from .safetensors_file import SafetensorsFile
 from .tensors import TensorEntry, TensorSource
@@ -36,7 +36,7 @@ def open_source(
     """
     path = Path(path)
     open_file = open_file or partial(SafetensorsFile, mapped=mapped)
-    file = _file_of_folder(path) if is_folder(path) else path
+    file = _chosen_file(path)
     name = file.name.lower()
     if name.endswith(_INDEX_SUFFIX):
         source = _open_index(file, path, prefix, open_file)
@@ -56,6 +56,16 @@ def open_source(
     if not part.names:
         raise CheckpointError(f"{path}: no tensor's name begins with {prefix}; found {some(source.names)}.")
     return part
+
+
+def index_names(path: Path) -> tuple[str, ...]:
+    """The names of tensors in an index, or in a folder's one; none where there is no index. Errors as open_source."""
+    file = _chosen_file(path)
+    return tuple(_read_index(file)[0]) if file.name.lower().endswith(_INDEX_SUFFIX) else ()
+
+
+def _chosen_file(path: Path) -> Path:
+    return _file_of_folder(path) if is_folder(path) else path
 
 
 def _file_of_folder(folder: Path) -> Path:
@@ -102,14 +112,8 @@ def _open_index(index: Path, path: Path, prefix: str, open_file: FileOpener) -> 
 
 
 def _read_index(index: Path) -> tuple[dict[str, str], dict[str, str]]:
-    read_start(index, 64)
-    try:
-        content = json.loads(index.read_text("utf-8"))
-    except OSError as error:
-        raise unreadable(index, error) from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{index}: the index is no valid JSON ({error}). Download it again.") from error
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    content = read_object(index, INDEX_BYTES)
+    weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(
             f"{index}: found no weight_map; expected the file of each tensor in it. Download it again."
@@ -123,7 +127,7 @@ def _read_index(index: Path) -> tuple[dict[str, str], dict[str, str]]:
             or not shard.isprintable()
         ):
             raise CheckpointError(
-                f"{index}: tensor {name}: found {shard!r}; expected the name of a file beside the index."
+                f"{index}: tensor {name}: found {shown(shard)}; expected the name of a file beside the index."
             )
     metadata = content.get("metadata")
     return weight_map, {str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {}

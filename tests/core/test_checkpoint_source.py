@@ -321,7 +321,7 @@ def test_tensor_missing_from_its_shard(tmp_path: Path) -> None:
         ('{"weight_map": {"a": ', "no valid JSON"),
         ("[" * 100_000, "no valid JSON"),
         ("\u00e9\u00e9", "no valid JSON"),
-        ("[]", "found no weight_map"),
+        ("[]", "found a list of 0; expected a JSON object"),
         ("{}", "found no weight_map"),
         ('{"weight_map": {}}', "found no weight_map"),
         ('{"weight_map": {"a": 3}}', "tensor a: found 3; expected the name of a file"),

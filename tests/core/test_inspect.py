@@ -1,6 +1,7 @@
 """``inspect`` says what weights are, in every layout that the tiny stack and the communities have."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -231,3 +232,38 @@ def test_nothing_is_said_where_nobody_reads(models):
     _, errors = process.communicate(timeout=120)
     assert errors == ""
     assert process.returncode == 141
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "config.json"])
+@pytest.mark.parametrize("what", ["pipe", "/dev/zero"])
+def test_a_file_of_the_folder_that_never_ends(models, inspected, tmp_path, name, what):
+    folder = tmp_path / "folder"
+    shutil.copytree(models / "released/t5gemma-9b-9b-ul2", folder)
+    (folder / name).unlink()
+    os.mkfifo(folder / name) if what == "pipe" else (folder / name).symlink_to(what)
+    status, answer = inspected(folder)
+    assert (status, list(answer)) == (1, ["error"])
+    assert answer["error"][0].startswith(f"error: {folder / name}: found a device or a pipe")
+
+
+@pytest.mark.parametrize("weight_map", [True, 3, "a", ["a"], None])
+def test_an_index_that_maps_nothing(inspected, tmp_path, weight_map):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
+    status, answer = inspected(tmp_path)
+    assert status == 1
+    assert answer["error"] == [
+        f"error: {index}: found no weight_map; expected the file of each tensor in it. Download it again.\n"
+    ]
+
+
+def test_names_and_metadata_can_t_write_to_the_terminal(models, capsys, tmp_path):
+    source = next((models / "comfyui/vae").glob("stable*"))
+    tensors = tensors_of(source) | {"pretransform.model.two\nlines\x1b[31m": torch.zeros(1)}
+    main(["inspect", str(saved(tmp_path / "x.safetensors", tensors, key="\x1b[2J\nkind  none"))])
+    printed = capsys.readouterr().out
+    assert "metadata" in printed
+    assert "two\\nlines\\x1b[31m" in printed
+    assert "\x1b" not in printed
+    assert not [line for line in printed.splitlines() if line.startswith("kind  none")]

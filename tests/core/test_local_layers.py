@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from happyhorse_core.dit.config import released_local_layers
-from happyhorse_core.dit.detect import detect_transformer
+from happyhorse_core.dit.detect import LOCAL_METADATA_KEY, RECEPTIVE_FIELD_METADATA_KEY, detect_transformer
 from happyhorse_core.dit.model import HappyHorseTransformer
 from happyhorse_core.dit.roles import SR_540P, SR_1080P
+from happyhorse_core.errors import CheckpointError
 from happyhorse_core.ops import TorchOps
 
 WEIGHTS = Path(__file__).parents[1] / "golden" / "transformer.weights.safetensors"
@@ -49,3 +50,25 @@ def test_local_attention_matters():
 def test_the_released_choice_of_40_layers():
     assert set(range(40)) - set(released_local_layers(40)) == {3, 7, 11, 15, 19, 23, 27, 31}
     assert build(SR_1080P).config.local_attn_layers == released_local_layers(6)
+
+
+@pytest.mark.parametrize("text", ["[0, 6]", "[-1]", "[true]", "[0.0]", "{}", "3", "[", "[1,]", "[" * 10**5, "[9e9]"])
+def test_a_choice_in_the_metadata_that_names_no_layers(text):
+    shapes = {name: tuple(t.shape) for name, t in load_file(WEIGHTS).items()}
+    with pytest.raises(CheckpointError, match=r"^x: metadata 'happyhorse\.local_attn_layers': found .* from 0 to 5"):
+        detect_transformer(shapes, metadata={LOCAL_METADATA_KEY: text}, where="x")
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1.0", "x", "9" * 10**5, "\u0663"])
+def test_a_reach_in_the_metadata_that_is_no_number_of_frames(text):
+    shapes = {name: tuple(t.shape) for name, t in load_file(WEIGHTS).items()}
+    with pytest.raises(CheckpointError, match=r"^x: metadata 'happyhorse\.frame_receptive_field': found .*such as 11"):
+        detect_transformer(shapes, metadata={RECEPTIVE_FIELD_METADATA_KEY: text}, where="x")
+
+
+@pytest.mark.parametrize(("text", "layers"), [("[]", ()), ("[ ]", ()), ("[0]", (0,)), ("[5, 1,3 ]", (5, 1, 3))])
+def test_a_choice_in_the_metadata(text, layers):
+    shapes = {name: tuple(t.shape) for name, t in load_file(WEIGHTS).items()}
+    metadata = {LOCAL_METADATA_KEY: text, RECEPTIVE_FIELD_METADATA_KEY: "3"}
+    config = detect_transformer(shapes, metadata=metadata, where="x")
+    assert (config.local_attn_layers, config.frame_receptive_field) == (layers, 3)

@@ -99,7 +99,7 @@ def test_prompt_of_just_the_longest_length_is_left_alone(caplog):
 
 
 def test_missing_file_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: can't be read"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: there is no such file"):
         GemmaTokenizer.from_file(tmp_path / "tokenizer.json")
     with pytest.raises(CheckpointError, match="can't be read"):
         GemmaTokenizer.from_file(tmp_path)
@@ -109,10 +109,10 @@ def test_missing_file_is_named(tmp_path):
     ("data", "message"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
-        (tokenizer_json().encode()[:1000], "not JSON"),
-        (b"\x80\x02\xff\xfe", "not JSON"),
-        (b"[" * 100_000, "not JSON"),
-        (b"[1, 2]", "no vocabulary"),
+        (tokenizer_json().encode()[:1000], "no valid JSON"),
+        (b"\x80\x02\xff\xfe", "no valid JSON"),
+        (b"[" * 100_000, "no valid JSON"),
+        (b"[1, 2]", "found a list of 2; expected a JSON object"),
         (b'{"model": {"type": "Unigram", "vocab": [["a", 0.5]]}}', "no vocabulary"),
     ],
 )

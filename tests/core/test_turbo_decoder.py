@@ -202,9 +202,12 @@ class TestDetection:
     @pytest.mark.parametrize(
         ("settings", "words"),
         [
-            ("no json", "expected JSON"),
+            ("no json", "no valid JSON"),
             ('{"step_size": 7}', "first_chunk_size"),
-            ('{"first_chunk_size": 7, "step_size": 0}', "a window of 0 latents"),
+            ('{"first_chunk_size": 7, "step_size": 0}', "step_size: found 0"),
+            ('{"first_chunk_size": true, "step_size": 7}', "first_chunk_size: found True"),
+            ('{"first_chunk_size": 7, "step_size": 4611686018427387904}', "step_size: found 46116"),
+            ("[" * 100_000, "no valid JSON"),
         ],
     )
     def test_settings_in_metadata_that_make_no_windows(self, weights, settings, words):
