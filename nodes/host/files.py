@@ -1,8 +1,9 @@
 """Weights in the host's model folders and in the pack: what a loader lists, and where a chosen entry lies on disk."""
 
+import os
 import re
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 
 import folder_paths
 
@@ -51,17 +52,24 @@ def resolve_entry(kind: str, name: str, field: str) -> str:
     Names come from saved workflows, so they are kept inside the model folders.
     """
     roots = [Path(root) for root in folder_paths.get_folder_paths(kind)]
-    relative = PurePath(name)
-    if not relative.is_absolute() and ".." not in relative.parts:
-        for root in roots:
-            if (root / relative).exists():
-                return str(root / relative)
-        if relative.parts[:1] == (SHIPPED,) and (SHIPPED_FOLDER / Path(*relative.parts[1:])).exists():
-            return str(SHIPPED_FOLDER / Path(*relative.parts[1:]))
+    if stays_below(name):
+        relative = PurePath(name)
+        places = [root / relative for root in roots]
+        if relative.parts[:1] == (SHIPPED,):
+            places.append(SHIPPED_FOLDER.joinpath(*relative.parts[1:]))
+        for place in places:
+            if os.path.exists(place):  # noqa: PTH110 - Path.exists raises for a name that is too long
+                return str(place)
     raise ValueError(
         f"{field}: {name!r} is not in the {kind} folder ({', '.join(map(str, roots))}). Put the file or folder there "
         "and refresh, or choose another."
     )
+
+
+def stays_below(name: str) -> bool:
+    """Whether a name, appended to a folder, lies below it on every system: no root, no drive, no step up, not empty."""
+    paths = [PurePosixPath(name), PureWindowsPath(name)]
+    return all(path.parts and not path.anchor and ".." not in path.parts for path in paths)
 
 
 def own(entries: Sequence[str]) -> list[str]:

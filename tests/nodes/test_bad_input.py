@@ -217,3 +217,27 @@ def test_shipped_entry_stays_in_its_folder():
     for name in ("HappyHorse-Pony/../nodes", "HappyHorse-Pony/nothing"):
         with pytest.raises(ValueError, match="name: .* is not in the diffusion_models folder"):
             files.resolve_entry("diffusion_models", name, "name")
+
+
+OUTSIDE = [
+    "/etc",
+    "../models",
+    "a/../..",
+    "C:x",
+    "C:\\x",
+    "\\Windows\\x",
+    "..\\x",
+    "a\\..\\..\\x",
+    "\\\\host\\share\\x",
+]
+
+
+@pytest.mark.parametrize("name", [*OUTSIDE, "", ".", "a\0b", "\udcff", "x" * 5000])
+def test_names_that_no_model_folder_holds(name, tmp_path, monkeypatch):
+    """Even where a file of that name lies there: what a shared workflow names means the same on every system."""
+    monkeypatch.setattr(files.folder_paths, "get_folder_paths", lambda kind: [str(tmp_path / "models")])
+    (tmp_path / "models").mkdir()
+    if "/" not in name and name in OUTSIDE:
+        (tmp_path / "models" / name).touch()
+    with pytest.raises(ValueError, match="name: .* is not in the diffusion_models folder"):
+        files.resolve_entry("diffusion_models", name, "name")
