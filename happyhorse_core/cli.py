@@ -3,7 +3,6 @@
 import argparse
 import logging
 import os
-import re
 import secrets
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from .convert.command import CONVERT, INSPECT, add_convert, add_inspect, run_con
 from .device import parse_device
 from .dit.ranks import check_devices
 from .dit.roles import BASE, DISTILLED, ROLES, SR_540P, SR_1080P, Role
-from .errors import HappyHorseError, InputError
+from .errors import HappyHorseError, InputError, one_line
 from .geometry import (
     DEFAULT_HEIGHT,
     DEFAULT_WIDTH,
@@ -31,6 +30,7 @@ from .geometry import (
 )
 from .media.image import load_image
 from .media.sound import load_sound
+from .media.video_file import check_writable
 from .memory import is_out_of_memory
 from .model_folder import find_models
 from .negative_prompt import DEFAULT_NEGATIVE_PROMPT
@@ -53,8 +53,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends with status 2."""
-        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message.removeprefix("argument "))
-        self.exit(2, f"error: {text.rstrip('.')}. All options: {self.prog} --help\n")
+        text = one_line(message.removeprefix("argument ")).rstrip(".")
+        self.exit(2, f"error: {text}. All options: {self.prog} --help\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -79,30 +79,59 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
-        "--models", type=Path, required=True, metavar="DIR", help="folder with the model's parts, as they are published"
+        "--models",
+        type=edge.path,
+        required=True,
+        metavar="DIR",
+        help="folder with the model's parts, as they are published",
     )
     add(
-        "--prompt", required=True, metavar="TEXT", help="what is seen and heard; best one paragraph of 150 to 200 words"
+        "--prompt",
+        type=edge.text,
+        required=True,
+        metavar="TEXT",
+        help="what is seen and heard; best one paragraph of 150 to 200 words",
     )
-    add("--output", type=Path, required=True, metavar="FILE.mp4", help="file to write; replaced if it is there")
-    add("--image", type=Path, metavar="FILE", help="picture that becomes the first frame, cropped to the clip's shape")
+    add("--output", type=edge.path, required=True, metavar="FILE.mp4", help="file to write; replaced if it is there")
+    add(
+        "--image",
+        type=edge.path,
+        metavar="FILE",
+        help="picture that becomes the first frame, cropped to the clip's shape",
+    )
     add(
         "--audio",
-        type=Path,
+        type=edge.path,
         metavar="FILE",
         help="sound that the picture follows; it sets the length and is kept as it is",
     )
     add(
         "--seconds",
-        type=float,
+        type=edge.number,
         metavar="S",
         help=f"length, 0.16 to {MAX_SECONDS}; default 5; with --audio, at most so much of the sound",
     )
     add(
         "--size",
+        type=edge.size,
         metavar="WxH",
         help=f"pixels, cut down to multiples of 32; default {DEFAULT_WIDTH}x{DEFAULT_HEIGHT}, or the picture's shape",
     )
+    add(
+        "--seed",
+        type=edge.integer,
+        metavar="N",
+        help="0 to 2^64 - 1; the same seed makes the same clip; default random",
+    )
+    _add_model(parser)
+    _add_machine(parser)
+    for part in PARTS:
+        option = f"--{part.replace('_', '-')}"
+        add(option, type=edge.path, metavar="PATH", help=f"{part.replace('_', ' ')}, if it is not in the models folder")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--model",
         choices=(DISTILLED.name, BASE.name),
@@ -111,6 +140,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--upscale",
+        type=edge.size,
         metavar="WxH",
         help="enlarge the clip to so many pixels; default with --sr-model the size that the model was trained for",
     )
@@ -119,10 +149,10 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         choices=tuple(TRAINED_SIZES),
         help="which super-resolution checkpoint enlarges the clip; default with --upscale the one trained nearer to it",
     )
-    add("--steps", type=int, metavar="N", help="denoising steps; default 8 for distilled, 32 for base")
-    add("--seed", type=int, metavar="N", help="0 to 2^64 - 1; the same seed makes the same clip; default random")
+    add("--steps", type=edge.integer, metavar="N", help="denoising steps; default 8 for distilled, 32 for base")
     add(
         "--negative-prompt",
+        type=edge.text,
         metavar="TEXT",
         default=DEFAULT_NEGATIVE_PROMPT,
         help="what the base model is guided away from; the distilled model uses none",
@@ -132,10 +162,6 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         metavar="EARLY,LATE,SOUND",
         help="how far from it: the picture while its layout is made, then its details, and the sound; default 5,2,5",
     )
-    _add_machine(parser)
-    for part in PARTS:
-        option = f"--{part.replace('_', '-')}"
-        add(option, type=Path, metavar="PATH", help=f"{part.replace('_', ' ')}, if it is not in the models folder")
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
@@ -162,14 +188,6 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
-    """'448x256' -> (448, 256). Raises InputError, naming ``option``, for anything else."""
-    match = re.fullmatch(r"(-?\d+)\s*[xX×*]\s*(-?\d+)", text.strip())
-    if match is None:
-        raise InputError(f"{option}: found {text!r}, expected width and height in pixels such as 448x256.")
-    return int(match[1]), int(match[2])
-
-
 def parse_guidance(text: str | None, role: Role) -> Scales:
     """'5,2,5' -> the base model's scales. Raises InputError for anything else, and where the model has no guidance."""
     if text is None:
@@ -179,7 +197,7 @@ def parse_guidance(text: str | None, role: Role) -> Scales:
     try:
         early, late, audio = map(float, text.split(","))
     except ValueError:
-        raise InputError(f"--guidance: found {text!r}, expected three numbers such as 5,2,5.") from None
+        raise InputError(f"--guidance: found {text!r:.80}, expected three numbers such as 5,2,5.") from None
     return Scales(early, late, audio=audio)
 
 
@@ -211,26 +229,25 @@ class _BarSafeHandler(logging.Handler):
     """Writes warnings above the running bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
+        tqdm.write(f"{record.levelname.lower()}: {one_line(record.getMessage())}", file=sys.stderr)
 
 
-def _resolve_size(text: str | None, image: torch.Tensor | None) -> tuple[int, int]:
-    if text is None:
+def _resolve_size(asked: tuple[int, int] | None, image: torch.Tensor | None) -> tuple[int, int]:
+    if asked is None:
         return (DEFAULT_WIDTH, DEFAULT_HEIGHT) if image is None else size_for_picture(image.shape[3], image.shape[2])
-    asked = parse_size(text)
     size = snap_size(*asked)
     if size != asked:
         logger.warning("--size %dx%d becomes %dx%d: sides are multiples of 32", *asked, *size)
     return size
 
 
-def _resolve_upscale(size: str | None, model: str | None) -> Upscale | None:
+def _resolve_upscale(size: tuple[int, int] | None, model: str | None) -> Upscale | None:
     """The stage that --upscale and --sr-model ask for; either of them alone decides about the other."""
     if size is None:
         return None if model is None else Upscale(ROLES[model])
-    width, height = parse_size(size, "--upscale")
-    if min(width, height) < 1:
-        raise InputError(f"--upscale: found {size!r}, expected width and height in pixels such as 896x512.")
+    width, height = size
+    if min(size) < 1:
+        raise InputError(f"--upscale: found {width}x{height}, expected width and height in pixels such as 896x512.")
     if model is not None:
         return Upscale(ROLES[model], width, height)
     nearer = SR_540P if (width * height) ** 2 < prod(prod(size) for size in TRAINED_SIZES.values()) else SR_1080P
@@ -283,9 +300,19 @@ def _dtype(name: str | None, device: torch.device) -> torch.dtype:
     return usual_dtype(device) if name is None else DTYPES[name]
 
 
+def _check_output(args: argparse.Namespace) -> None:
+    """Before anything takes time; a sound may be taken from a clip, which the new one must not replace."""
+    check_writable(args.output.absolute())
+    for option in ("image", "audio"):
+        source = getattr(args, option)
+        if source is not None and source.exists() and args.output.exists() and source.samefile(args.output):
+            raise InputError(f"--output: found the file of --{option}, expected another. Choose another name.")
+
+
 def run_generate(args: argparse.Namespace) -> int:
     """Carries out ``generate``."""
     machine = _machine(args)
+    _check_output(args)
     request = _request(args)
     _warn_of_target(request)
     chosen = {part: getattr(args, part) for part in PARTS if getattr(args, part) is not None}
@@ -303,8 +330,8 @@ def run_generate(args: argparse.Namespace) -> int:
     finally:
         bars.close()
     print(
-        f"{args.output}: {shape.width}x{shape.height}, {shape.video_frames} frames, {shape.seconds:.2f} s, "
-        f"seed {request.seed}, {request.role.name} model"
+        f"{one_line(str(args.output))}: {shape.width}x{shape.height}, {shape.video_frames} frames, "
+        f"{shape.seconds:.2f} s, seed {request.seed}, {request.role.name} model"
     )
     return 0
 
@@ -315,7 +342,7 @@ def _convert(args: argparse.Namespace) -> int:
         done = run_convert(args, bars.open)
     finally:
         bars.close()
-    print(done)
+    print(one_line(done))
     return 0
 
 

@@ -22,7 +22,7 @@ from .dit.memory import activation_bytes
 from .dit.parallel import check_ranks
 from .dit.ranks import transformer_on
 from .dit.roles import ASSUMED, BASE, DISTILLED, Role
-from .errors import CheckpointError, InputError
+from .errors import CheckpointError, InputError, one_line
 from .geometry import FRAME_RATE, MIN_FRAMES, OUTPUT_SAMPLE_RATE, ClipShape
 from .media.image import fit_image
 from .media.video_file import Mp4Writer
@@ -371,7 +371,7 @@ def _settings(request: Request, first: ClipShape, shape: ClipShape, files: Model
         "height": shape.height,
         "frames": shape.video_frames,
         "model": request.role.name,
-        "checkpoint": files.transformer.name,
+        "checkpoint": one_line(files.transformer.name),  # a name may hold bytes that are no text
         "from_image": request.image is not None,
         "from_audio": request.sound is not None,
         "program": f"happyhorse_core {__version__}",

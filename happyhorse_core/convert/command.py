@@ -1,8 +1,8 @@
 """The commands ``convert`` and ``inspect``: their options, and what they answer."""
 
 import argparse
-from pathlib import Path
 
+from .. import edge
 from ..describe.kinds import AUTO, KINDS
 from ..describe.report import describe, gibibytes
 from ..dit.roles import ROLES
@@ -27,8 +27,8 @@ text encoder. Default {BF16}; autoencoders are left as they are"""
 def add_convert(parser: argparse.ArgumentParser) -> None:
     """Adds the options of ``convert``."""
     add = parser.add_argument
-    add("source", type=Path, metavar="SRC", help="file, or folder with shards and their index")
-    add("target", type=Path, metavar="DST", help="the .safetensors file to write")
+    add("source", type=edge.path, metavar="SRC", help="file, or folder with shards and their index")
+    add("target", type=edge.path, metavar="DST", help="the .safetensors file to write")
     add("--dtype", choices=DTYPES, help=DTYPE_HELP)
     add("--role", choices=ROLES, help="what a transformer is for; needed where neither metadata nor the folder tells")
     add("--kind", choices=(AUTO, *KINDS), default=AUTO, help="what the source is; default: found out by its content")
@@ -37,7 +37,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
 
 def add_inspect(parser: argparse.ArgumentParser) -> None:
     """Adds the options of ``inspect``."""
-    parser.add_argument("path", type=Path, metavar="PATH", help="file, or folder with shards and their index")
+    parser.add_argument("path", type=edge.path, metavar="PATH", help="file, or folder with shards and their index")
 
 
 def run_convert(args: argparse.Namespace, report: Report) -> str:

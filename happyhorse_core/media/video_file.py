@@ -59,7 +59,7 @@ class Mp4Writer:
         self.path = Path(path).absolute()
         self.width, self.height, self.fps, self.sample_rate = width, height, fps, sample_rate
         self.metadata = dict(metadata or {})
-        _check_writable(self.path)
+        check_writable(self.path)
         self._sound: list[np.ndarray] = []
         self._frames = 0
 
@@ -146,7 +146,8 @@ class Mp4Writer:
             self._container.mux(encode(frame))
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
+    """Raises OutputError where no mp4 can be written to ``path``, which is absolute. Leaves nothing on the disk."""
     if path.suffix.lower() not in SUFFIXES:
         raise OutputError(f"output: found {path.name!r}, expected a name that ends in {' or '.join(SUFFIXES)}.")
     try:
@@ -158,6 +159,6 @@ def _check_writable(path: Path) -> None:
             raise OutputError(f"output: {path} exists and is write-protected. Choose another name.")
         probe = part_of(path)
         probe.touch(exist_ok=False)
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"output: can't write {path} ({error.strerror}). Choose another place.") from error

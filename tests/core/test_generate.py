@@ -16,8 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from happyhorse_core.cli import main, parse_size
-from happyhorse_core.errors import InputError
+from happyhorse_core.cli import main
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "A brown horse gallops along a beach at dawn."
@@ -91,6 +90,26 @@ def test_the_seed_decides_the_clip(generate: Callable[..., int], tmp_path: Path)
     first, again, other = (file.read_bytes() for file in files)
     assert first == again
     assert first != other
+
+
+def test_the_smallest_and_the_largest_seed_make_clips(generate: Callable[..., int], tmp_path: Path) -> None:
+    for seed in (0, 2**64 - 1):
+        assert generate(tmp_path / f"{seed}.mp4", seed=seed, steps=2, seconds=0.2, model="base") == 0
+    assert (tmp_path / "0.mp4").read_bytes() != (tmp_path / f"{2**64 - 1}.mp4").read_bytes()
+
+
+def test_a_clip_is_not_replaced_while_its_sound_is_used(
+    generate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate(seconds=0.4) == 0
+    clip = tmp_path / "clip.mp4"
+    before = clip.read_bytes()
+    assert generate(audio=clip, seconds=None) == 1
+    assert "--output: found the file of --audio" in capsys.readouterr().err
+    assert clip.read_bytes() == before
+    (tmp_path / "folder.mp4").mkdir()
+    assert generate(tmp_path / "folder.mp4") == 1
+    assert "exists and is not a file" in capsys.readouterr().err
 
 
 def test_a_picture_becomes_the_first_frame_and_sets_the_shape(generate: Callable[..., int], tmp_path: Path) -> None:
@@ -190,15 +209,19 @@ BAD_SETTINGS = {
     "zero size": ({"size": "0x64"}, "width"),
     "negative size": ({"size": "64x-64"}, "height"),
     "absurd size": ({"size": "64x100000"}, "height"),
-    "no size": ({"size": "large"}, "--size"),
     "no steps": ({"steps": 0}, "steps"),
     "negative seed": ({"seed": -1}, "seed"),
+    "seed too large": ({"seed": 2**64}, "seed"),
+    "steps too many": ({"steps": 10**19}, "steps"),
+    "huge size": ({"size": "999999999x64"}, "width"),
+    "huge seconds": ({"seconds": 1e308}, "seconds"),
     "no models": ({"models": "nowhere"}, "nowhere"),
     "no transformer": ({"transformer": "nowhere.safetensors"}, "nowhere.safetensors"),
     "no image": ({"image": "nowhere.png"}, "nowhere.png"),
     "no audio": ({"audio": "nowhere.wav"}, "nowhere.wav"),
     "no folder": ({"output": "nowhere/clip.mp4"}, "nowhere"),
     "no mp4": ({"output": "clip.gif"}, "clip.gif"),
+    "a folder": ({"output": "."}, "expected a name that ends in .mp4"),
 }
 
 
@@ -305,14 +328,6 @@ def test_a_sound_too_short_is_named(
 ) -> None:
     assert generate(audio=tone(tmp_path / "in.wav", 0.1), seconds=None) == 1
     assert "audio" in capsys.readouterr().err
-
-
-def test_sizes_are_read_in_every_spelling() -> None:
-    for text in ("448x256", " 448 X 256", "448×256", "448*256"):
-        assert parse_size(text) == (448, 256)
-    for text in ("448", "x", "4.5x3", "448x256x3", ""):
-        with pytest.raises(InputError, match="448x256"):
-            parse_size(text)
 
 
 def command(models: Path, output: Path, *more: str) -> list[str]:
