@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import __version__, super_resolution
 from .audio_vae.decode import decode_soundtrack
@@ -23,6 +23,7 @@ from .dit.parallel import check_ranks
 from .dit.ranks import transformer_on
 from .dit.roles import ASSUMED, BASE, DISTILLED, Role
 from .errors import CheckpointError, InputError, one_line
+from .finite import check_finite
 from .geometry import FRAME_RATE, MIN_FRAMES, OUTPUT_SAMPLE_RATE, ClipShape
 from .media.image import fit_image
 from .media.video_file import Mp4Writer
@@ -192,6 +193,7 @@ class Pipeline:
             return None
         vae = self._audio_vae()
         latent = encode_soundtrack(vae, sound.to(self.machine.device), progress=self.report("Encode sound", "window"))
+        check_finite("Encode sound", self.files.audio_vae, latent, model=vae)
         if latent.shape[2] < MIN_FRAMES:
             raise InputError(
                 f"audio: found {latent.shape[2]} frames of sound ({latent.shape[2] / FRAME_RATE:.2f} s), "
@@ -208,21 +210,26 @@ class Pipeline:
             device=self.machine.device,
             progress=self.report("Load text encoder", "B"),
         )
-        return [encoder.encode_prompt(text, progress=self.report("Encode prompt", "layer")) for text in texts]
+        prompts = [encoder.encode_prompt(text, progress=self.report("Encode prompt", "layer")) for text in texts]
+        check_finite("Encode prompt", self.files.text_encoder, *prompts, model=encoder.model)
+        return prompts
 
     def encode_image(self, image: Tensor | None, shapes: Sequence[ClipShape]) -> list[Tensor | None]:
         """The picture's normalised latent [1, 48, 1, h, w] at the size of each shape."""
         if image is None:
             return [None] * len(shapes)
         machine = self.machine
+        path = _given(self.files.image_encoder, "image encoder")
         encoder = load_image_encoder(
-            _given(self.files.image_encoder, "image encoder"),
+            path,
             dtype=machine.dtype,
             device=machine.device,
             progress=self.report("Load image encoder", "B"),
         )
         pictures = (fit_image(image, shape.width, shape.height) for shape in shapes)
-        return [normalise(encoder(pixels.to(machine.device, machine.dtype))) for pixels in pictures]
+        latents = [normalise(encoder(pixels.to(machine.device, machine.dtype))) for pixels in pictures]
+        check_finite("Encode image", path, *latents, model=encoder)
+        return [*latents]
 
     def sample(
         self,
@@ -288,7 +295,9 @@ class Pipeline:
         """[2, samples] at 44,100 Hz. A given sound is returned as it came, never through the autoencoder."""
         if given is not None:
             return resample_fft(given)[0]
-        waveform = decode_soundtrack(self._audio_vae(), audio.float(), progress=self.report("Decode sound", "chunk"))
+        vae = self._audio_vae()
+        waveform = decode_soundtrack(vae, audio.float(), progress=self.report("Decode sound", "chunk"))
+        check_finite("Decode sound", self.files.audio_vae, waveform, model=vae)
         return resample_fft(waveform)[0].float().cpu()
 
     def decode_video(self, video: Tensor) -> Iterator[Tensor]:
@@ -312,6 +321,7 @@ class Pipeline:
             tile = fitting_tile(height, width, int(free * FREE_PART), needed)
         raw = denormalise(video).to(machine.dtype)
         for chunk in decode_tiles(decoder, raw, tile, progress=self.report("Decode video", "tile")):
+            check_finite("Decode video", self.files.video_decoder, chunk, model=decoder)
             yield to_bytes(chunk[0])
 
     def _audio_vae(self) -> Oobleck:
@@ -325,15 +335,31 @@ class Pipeline:
         if machine.others:
             machine.release()
             with transformer_on(file, machine.devices, machine.dtype, progress) as ranks:
-                yield ranks.velocity
+                yield lambda text: _checked(ranks.velocity(text), file)
             return
         model = load_transformer(file, dtype=machine.dtype, device=machine.device, progress=progress)
 
         def velocity(text: Tensor) -> Velocity:
             text = text.to(machine.device)
-            return lambda video, audio, sigma: model(video, audio, text, compute_dtype=machine.dtype)
+
+            def compute(video: Tensor, audio: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+                out: tuple[Tensor, Tensor] = model(video, audio, text, compute_dtype=machine.dtype)
+                return out
+
+            return _checked(compute, file, model)
 
         yield velocity
+
+
+def _checked(velocity: Velocity, file: TransformerFile, model: nn.Module | None = None) -> Velocity:
+    """The same, which looks at each step whether it gave numbers: what follows would take as long for nothing."""
+
+    def checked(video: Tensor, audio: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        found = velocity(video, audio, sigma)
+        check_finite(f"Denoise with the {file.role.name} model", file.source.path, *found, model=model)
+        return found
+
+    return checked
 
 
 def _given(path: Path | None, part: str) -> Path:
