@@ -24,7 +24,8 @@ from happyhorse_core.negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from happyhorse_core.ops import TorchOps
 from happyhorse_core.text.encoder import T5GemmaEncoder, detect_text_encoder
 from happyhorse_core.text.load import TextEncoder
-from happyhorse_core.text.tokenizer import SPECIAL_TOKENS, GemmaTokenizer
+from happyhorse_core.text.tokenizer import GemmaTokenizer
+from happyhorse_core.text.tokenizer_file import SPECIAL_TOKENS
 from tools.make_tiny_checkpoints import TEXT_CONFIG
 
 from .run import add_device, load_trained, train

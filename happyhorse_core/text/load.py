@@ -12,7 +12,7 @@ from ..ops import Operations, TorchOps
 from ..progress import Progress, silent
 from ..weights.component import ComponentFile, build
 from ..weights.files import exists, folder_of
-from ..weights.json_file import CONFIG_BYTES, parse_object, read_object
+from ..weights.json_file import CONFIG_BYTES, TOKENIZER_BYTES, parse_object, read_object
 from ..weights.source import Opener, TensorSource, index_names, open_source
 from .encoder import PREFIXES, T5GemmaEncoder, TextEncoderConfig, detect_text_encoder, encoder_prefix
 from .tokenizer import GemmaTokenizer
@@ -58,9 +58,10 @@ def examine_text_encoder(source: TensorSource, path: Path) -> TextEncoderFile:
     encoder = source.sub(encoder_prefix(source.names, str(path)))
     config = detect_text_encoder(encoder.shapes, read_config(path, source.metadata), str(path))
     tokenizer = read_tokenizer(path, source)
-    if tokenizer.vocab_size > config.vocab_size:
+    if tokenizer.highest_id >= config.vocab_size:
         raise CheckpointError(
-            f"{path}: the tokenizer knows {tokenizer.vocab_size} pieces, the encoder {config.vocab_size}. "
+            f"{path}: the tokenizer has ids up to {tokenizer.highest_id}, the encoder only up to "
+            f"{config.vocab_size - 1}. "
             "Use the tokenizer.json that was published with the encoder."
         )
     return TextEncoderFile(source=encoder, config=config, ignore=IGNORED, tokenizer=tokenizer)
@@ -88,7 +89,13 @@ def load_text_encoder(
 def read_tokenizer(path: Path, source: TensorSource) -> GemmaTokenizer:
     """The tokenizer inside a merged file, else the tokenizer.json in the folder or beside the file."""
     if EMBEDDED_TOKENIZER in source:
-        return GemmaTokenizer.from_bytes(source.read(EMBEDDED_TOKENIZER).numpy().tobytes(), f"{path}: tokenizer_json")
+        entry, where = source.entries[EMBEDDED_TOKENIZER], f"{path}: tensor {EMBEDDED_TOKENIZER}"
+        if entry.dtype != torch.uint8 or entry.nbytes > TOKENIZER_BYTES:
+            raise CheckpointError(
+                f"{where}: found {entry.nbytes:,} bytes of {entry.dtype}, expected a tokenizer.json as torch.uint8, at "
+                f"most {TOKENIZER_BYTES:,} of them. Use the encoder's folder, or a file that was converted again."
+            )
+        return GemmaTokenizer.from_bytes(source.read(EMBEDDED_TOKENIZER).numpy().tobytes(), where)
     return GemmaTokenizer.from_file(folder_of(path) / "tokenizer.json")
 
 

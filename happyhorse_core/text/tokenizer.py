@@ -1,31 +1,25 @@
 """From a prompt to the token ids that the text encoder was trained on: Gemma's own tokenizer, without BOS and EOS."""
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
 from ..errors import CheckpointError, InputError
 from ..weights.files import exists, read_whole
 from ..weights.json_file import TOKENIZER_BYTES, parse_object
+from .tokenizer_file import build_tokenizer
 
 logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 640
 """The longest text that the video model was trained with."""
 
-SPACE = "▁"
-SPECIAL_TOKENS = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3}
-
 
 class GemmaTokenizer:
     """Byte-pair encoding with byte fallback, as the model's tokenizer.json describes it."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
         self._tokenizer = tokenizer
 
     @classmethod
@@ -42,12 +36,17 @@ class GemmaTokenizer:
     @classmethod
     def from_bytes(cls, data: bytes, where: str = "tokenizer.json") -> "GemmaTokenizer":
         """``data`` is the content of a tokenizer.json; ``where`` names it in errors."""
-        _check_is_gemma(parse_object(data, where), where)
-        return cls(Tokenizer.from_str(data.decode("utf-8")))
+        return cls(build_tokenizer(parse_object(data, where), where))
 
     @property
     def vocab_size(self) -> int:
+        """Pieces with an id of their own."""
         return self._tokenizer.get_vocab_size()
+
+    @property
+    def highest_id(self) -> int:
+        """The largest id that a prompt can be given."""
+        return max(self._tokenizer.get_vocab().values())
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of the whole prompt."""
@@ -66,24 +65,3 @@ class GemmaTokenizer:
                 len(ids) - MAX_TOKENS,
             )
         return ids[:MAX_TOKENS]
-
-
-def _check_is_gemma(tree: Mapping[str, Any], where: str) -> None:
-    """Another tokenizer would give ids that mean other words, and a fluent video of something else."""
-    model = tree.get("model")
-    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
-        raise _foreign(where, "no vocabulary under model.vocab")
-    if model.get("type") != "BPE" or model.get("byte_fallback") is not True:
-        raise _foreign(where, f"a {model.get('type')} model with byte_fallback = {model.get('byte_fallback')}")
-    for piece, expected in SPECIAL_TOKENS.items():
-        if model["vocab"].get(piece) != expected:
-            raise _foreign(where, f"{piece} with id {model['vocab'].get(piece)} instead of {expected}")
-    if SPACE not in model["vocab"]:
-        raise _foreign(where, f"no piece {SPACE!r} for a space")
-
-
-def _foreign(where: str, found: str) -> CheckpointError:
-    return CheckpointError(
-        f"{where}: found {found}, expected Gemma's tokenizer (byte pairs with byte fallback). "
-        "Use tokenizer.json of google/t5gemma-9b-9b-ul2."
-    )

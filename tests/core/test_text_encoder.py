@@ -21,7 +21,8 @@ from happyhorse_core.text.encoder import (
     detect_text_encoder,
     softcap_attention,
 )
-from happyhorse_core.text.load import load_text_encoder
+from happyhorse_core.text.load import EMBEDDED_TOKENIZER, load_text_encoder, read_tokenizer
+from happyhorse_core.weights.tensors import TensorSource
 from tools.make_tiny_checkpoints import TEXT_CONFIG, text_model_shapes, write_text_model
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -305,11 +306,25 @@ def test_missing_or_foreign_tokenizer_is_named(folder):
     tree = json.loads(file.read_text(encoding="utf-8"))
     tree["model"]["vocab"] |= {"zyx": TEXT_CONFIG["vocab_size"]}
     file.write_text(json.dumps(tree), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="knows 769 pieces, the encoder 768"):
+    with pytest.raises(CheckpointError, match="has ids up to 768, the encoder only up to 767"):
+        load_text_encoder(folder)
+    del tree["model"]["vocab"]["zyx"]
+    tree["model"]["vocab"] |= {"<unused0>": 5000}
+    file.write_text(json.dumps(tree), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="has ids up to 5000, the encoder only up to 767"):
         load_text_encoder(folder)
     file.unlink()
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: there is no such file"):
         load_text_encoder(folder)
+
+
+@pytest.mark.parametrize(
+    "content", [torch.zeros(9, dtype=torch.bfloat16), torch.zeros(1, dtype=torch.uint8).expand(2**27 + 1)]
+)
+def test_a_tokenizer_in_the_file_that_is_no_text(content):
+    source = TensorSource.of_tensors(Path("x.safetensors"), {EMBEDDED_TOKENIZER: content})
+    with pytest.raises(CheckpointError, match="^x.safetensors: tensor tokenizer_json: found .* expected a tokenizer"):
+        read_tokenizer(source.path, source)
 
 
 def test_damaged_weights_are_refused(folder):

@@ -2,13 +2,16 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from happyhorse_core.errors import CheckpointError, InputError
 from happyhorse_core.text.tokenizer import MAX_TOKENS, GemmaTokenizer
 from tools.make_tiny_checkpoints import SENTENCES, tokenizer_json
 
+PONY = Path(__file__).parents[2] / "pony" / "t5gemma-9b-9b-ul2" / "tokenizer.json"
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
 BYTES = [f"<0x{n:02X}>" for n in range(256)]
 FIRST_BYTE = len(SPECIAL)
@@ -136,3 +139,78 @@ def test_tokenizers_of_other_models_are_refused():
     ):
         with pytest.raises(CheckpointError, match=message):
             tokenizer(built)
+
+
+def changed(key: str, value: object, *path: str | int) -> dict:
+    """The tree with one field replaced, at ``path`` in it."""
+    built = tree()
+    place = built
+    for step in path:
+        place = place[step]
+    place[key] = value
+    return built
+
+
+NESTED_REPEATS = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "b"}
+
+
+@pytest.mark.parametrize(
+    ("built", "message"),
+    [
+        (changed("merges", ["zz q"], "model"), "entry 0: found 'zz q', expected two known pieces"),
+        (changed("merges", [["a", "t"], ["c", "a"]], "model"), "entry 1: found a list of 2, expected two known"),
+        (changed("merges", ["a b c"], "model"), "entry 0: found 'a b c'"),
+        (changed("merges", [3], "model"), "entry 0: found 3"),
+        (changed("merges", None, "model"), "merges: found None"),
+        (changed("at", 2**32, "model", "vocab"), "piece 'at': found id 4294967296"),
+        (changed("at", -1, "model", "vocab"), "piece 'at': found id -1"),
+        (changed("at", 1.5, "model", "vocab"), "piece 'at': found id 1.5"),
+        (changed("at", 3, "model", "vocab"), "pieces '<unk>' and 'at' both have id 3"),
+        (changed("\ud800", 9000, "model", "vocab"), r"id 9000: found the piece '\\ud800'"),
+        (changed("", 9000, "model", "vocab"), "id 9000: found the piece ''"),
+        (changed("dropout", 0.5, "model"), "a model with dropout = 0.5"),
+        (changed("unk_token", "zz", "model"), "a model with unk_token = 'zz'"),
+        (changed("byte_fallback", 1, "model"), "a model with byte_fallback = 1"),
+        (changed("ignore_merges", True, "model"), "a model with ignore_merges = True"),
+        (changed("end_of_word_suffix", "</w>", "model"), "a model with end_of_word_suffix = '</w>'"),
+        (changed("type", "WordPiece", "model"), "a model with type = 'WordPiece'"),
+        (changed("normalizer", NESTED_REPEATS), r"a normalizer of another kind \('Replace'\)"),
+        (changed("normalizer", {"type": "NFKC"}), r"a normalizer of another kind \('NFKC'\)"),
+        (changed("normalizer", {"type": "Sequence", "normalizers": 3}), "normalizer: found 3, expected a list"),
+        (changed("pre_tokenizer", {"type": "ByteLevel"}), r"a pre_tokenizer of another kind \('ByteLevel'\)"),
+        (changed("pre_tokenizer", "x"), r"a pre_tokenizer of another kind \('x'\)"),
+        (changed("added_tokens", {}), None),
+        (changed("added_tokens", 3), "added_tokens: found 3, expected a list"),
+        (changed("added_tokens", [3]), "added_tokens: found 3, expected a piece"),
+        (changed("content", "", "added_tokens", 1), "added_tokens: found '', expected a piece"),
+        (changed("content", "\ud800", "added_tokens", 1), r"added_tokens: found '\\ud800', expected a piece"),
+        (changed("special", "yes", "added_tokens", 1), "added_tokens: found '<eos>', expected a piece"),
+        (changed("id", 5000, "added_tokens", 1), "'<eos>': found id 5000, expected 1 as in the vocabulary"),
+        (changed("content", "<zz>", "added_tokens", 3), f"'<zz>': found id 3, expected {len(VOCAB)} as in"),
+    ],
+)
+def test_fields_of_another_kind_are_refused_by_name(built, message):
+    if message is None:
+        assert tokenizer(built).encode("cat") == [VOCAB["cat"]]
+        return
+    with pytest.raises(CheckpointError, match=message) as caught:
+        tokenizer(built)
+    assert str(caught.value).startswith("here.json: ")
+
+
+def test_pairs_may_be_lists_and_pieces_may_stand_after_the_vocabulary():
+    built = tree()
+    built["model"]["merges"] = [merge.split(" ") for merge in MERGES]
+    built["added_tokens"].append({**built["added_tokens"][0], "id": len(VOCAB), "content": "<more>"})
+    made = tokenizer(built)
+    assert made.encode("cat<more> cat") == [VOCAB["cat"], len(VOCAB), VOCAB["▁cat"]]
+    assert made.highest_id == len(VOCAB)
+
+
+@pytest.mark.parametrize("text", [tokenizer_json(), PONY.read_text(encoding="utf-8")], ids=["tiny", "pony"])
+def test_ids_are_those_of_the_library_for_the_whole_file(text):
+    theirs, ours = Tokenizer.from_str(text), GemmaTokenizer.from_bytes(text.encode())
+    pieces = list(theirs.get_vocab())
+    for number in range(60):
+        prompt = "".join(pieces[number * step % len(pieces)] + " \n"[step % 3 :] for step in range(1, 30)) + "É早🎉\0"
+        assert ours.encode(prompt) == theirs.encode(prompt, add_special_tokens=False).ids
