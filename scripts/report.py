@@ -4,10 +4,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .workflow_widgets import Json, find_input
+from .texts import one_line
+from .workflow_widgets import Json, find_input, mapping, sequence
 
 CHOICES = 12
 LONGEST_VALUE = 80
+LONGEST_TEXT = 500
 TRACEBACK_LINES = 12
 
 
@@ -19,35 +21,40 @@ def name_of(key: str, prompt: Mapping[str, Json]) -> str:
     """A node as a person knows it: id, title and class."""
     node = prompt.get(key)
     if node is None:
-        return f"node {key}"
+        return f"node {one_line(key, LONGEST_VALUE)}"
     title, kind = title_of(node), node["class_type"]
-    return f"node {key} ({kind})" if title == kind else f'node {key} "{title}" ({kind})'
+    return one_line(f"node {key} ({kind})" if title == kind else f'node {key} "{title}" ({kind})', LONGEST_TEXT)
 
 
 def describe_refusal(answer: Mapping[str, Json], prompt: Mapping[str, Json], object_info: Mapping[str, Json]) -> str:
     """A server's answer to a workflow that it does not run, or not all of: a line per input, under its node."""
-    lines = []
-    error = answer.get("error")
-    if isinstance(error, Mapping):
-        # Its details repeat what is said of the nodes, if something is.
-        details = "" if answer.get("node_errors") else error.get("details")
-        lines.append(f"The server refused the workflow: {error.get('message')}" + (f" ({details})" if details else ""))
-    elif error:
-        lines.append(f"The server refused the workflow: {error}")
-    for key, problem in (answer.get("node_errors") or {}).items():
+    lines, wrong = [], mapping(answer.get("node_errors"))
+    if error := answer.get("error"):
+        lines.append(one_line(f"The server refused the workflow: {describe_error(error, with_details=not wrong)}"))
+    for key, problem in wrong.items():
         lines.append(f"  {name_of(key, prompt)}")
-        description = object_info.get(problem.get("class_type"), {})
-        values = prompt.get(key, {}).get("inputs", {})
-        lines += [f"    {line}" for each in problem["errors"] for line in describe_input(each, description, values)]
-    return "\n".join(lines) or json.dumps(answer)
+        node = prompt.get(key, {})
+        description = object_info.get(node.get("class_type"), {})
+        for each in map(mapping, sequence(mapping(problem).get("errors"))):
+            said = describe_input(each, description, node.get("inputs", {}))
+            lines += [f"    {one_line(line, LONGEST_TEXT)}" for line in said]
+    return "\n".join(lines) or one_line(json.dumps(answer))
+
+
+def describe_error(error: Json, *, with_details: bool) -> str:
+    """What is wrong with a workflow as a whole. Its details repeat what is said of the nodes, if something is."""
+    if not isinstance(error, Mapping):
+        return str(error)
+    details = error.get("details") if with_details else ""
+    return f"{error.get('message')}" + (f" ({details})" if details else "")
 
 
 def describe_input(error: Mapping[str, Json], description: dict, values: Mapping[str, Json]) -> Iterator[str]:
     """What is wrong with one input, and what it takes."""
-    extra = error.get("extra_info") or {}
+    extra = mapping(error.get("extra_info"))
     name = extra.get("input_name")
-    message, details = error.get("message") or "", str(error.get("details") or "")
-    if name is None:
+    message, details = str(error.get("message") or ""), str(error.get("details") or "")
+    if not isinstance(name, str):
         yield f"{message}: {details}" if details else message
         return
     received = f", got {shorten(extra['received_value'])}" if "received_value" in extra else ""
@@ -70,12 +77,12 @@ def describe_input(error: Mapping[str, Json], description: dict, values: Mapping
 
 def choices(values: Sequence[Any]) -> str:
     left = len(values) - CHOICES
-    return ", ".join(str(value) for value in values[:CHOICES]) + (f" and {left} more" if left > 0 else "")
+    listed = ", ".join(one_line(value, LONGEST_VALUE) for value in values[:CHOICES])
+    return listed + (f" and {left} more" if left > 0 else "")
 
 
 def shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"
+    return one_line(repr(value), LONGEST_VALUE)
 
 
 def describe_failure(entry: Mapping[str, Json], prompt: Mapping[str, Json], verbose: bool) -> str:
@@ -94,5 +101,5 @@ def describe_failure(entry: Mapping[str, Json], prompt: Mapping[str, Json], verb
     text = f"{name_of(str(error.get('node_id')), prompt)} failed: {error.get('exception_type')}: {message}"
     if not verbose:
         return text + "\n(--verbose shows where.)"
-    lines = "".join(error.get("traceback") or []).rstrip().splitlines()[-TRACEBACK_LINES:]
+    lines = "".join(map(str, sequence(error.get("traceback")))).rstrip().splitlines()[-TRACEBACK_LINES:]
     return "\n".join([text, *(f"  {line}" for line in lines)])

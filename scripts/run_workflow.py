@@ -6,8 +6,8 @@ may be copied anywhere.
 
 import argparse
 import asyncio
+import contextlib
 import importlib.util
-import json
 import signal
 import sys
 import tempfile
@@ -33,15 +33,28 @@ from scripts.progress import Progress
 from scripts.report import describe_failure, describe_refusal, name_of, title_of
 from scripts.results import save_result
 from scripts.settings import Setting, SettingError, apply_settings, parse_setting
+from scripts.texts import one_line, read_json, some_lines
 from scripts.workflow_format import WorkflowError, check_format, is_api, node_classes, to_api
+from scripts.workflow_widgets import mapping
 
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 SILENCE_SECONDS = 5.0
 """After so long without a message the history is asked whether the workflow has ended."""
 POLL_SECONDS = 1.0
 CLOSED = (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSING, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR)
+ANSWER_SECONDS = 60.0
+"""For so long the server may take over an answer."""
 LOST_SECONDS = 30.0
 """For so long a server that ran the workflow may be out of reach before it is given up."""
+CANCEL_SECONDS = 10.0
+"""For so long a server is waited for that is told to stop a job."""
+LOOK_SECONDS = 0.1
+"""Time between two looks at the queue and the history at least, however often the server says that they changed."""
+LARGEST_WORKFLOW = 64 << 20
+"""Bytes of a workflow's file."""
+MOST_RESULTS = 10_000
+"""Files of one job, and texts, that are saved and shown."""
+GIGABYTE = 10**9
 HELP_END = """
 NODE is the id of a node, its title, or its class where the workflow has only one of it. VALUE is read as JSON where it
 is JSON, else as text; text inputs take it as it stands. A file of this machine is uploaded where the input chooses a
@@ -70,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     options = parse_arguments(arguments)
     try:
-        return asyncio.run(run(options))
+        return asyncio.run(run_in_time(options))
     except KeyboardInterrupt:
         say("Interrupted.")
         return INTERRUPTED
@@ -116,7 +129,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--server", metavar="URL", default="http://127.0.0.1:8188", help="address of ComfyUI (default: %(default)s)"
     )
     parser.add_argument(
-        "--timeout", metavar="S", type=positive, help="seconds after which the job is given up (default: no limit)"
+        "--timeout",
+        metavar="S",
+        type=positive,
+        help="seconds after which all is given up and the job is stopped (default: no limit)",
+    )
+    parser.add_argument(
+        "--max-gb",
+        metavar="N",
+        type=positive,
+        default=16.0,
+        help="size of all results together; those beyond it stay on the server (default: %(default)g)",
     )
     parser.add_argument(
         "--upload",
@@ -141,8 +164,15 @@ def setting(text: str) -> Setting:
 def positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
     return value
+
+
+async def run_in_time(options: argparse.Namespace) -> int:
+    try:
+        return await asyncio.wait_for(run(options), options.timeout)
+    except asyncio.TimeoutError as error:
+        raise RunFailedError(f"The run did not end within {options.timeout:g} s, and was given up.") from error
 
 
 async def run(options: argparse.Namespace) -> int:
@@ -160,7 +190,7 @@ async def run(options: argparse.Namespace) -> int:
             if node_errors:
                 say("Parts of the workflow cannot run, and are left out:")
                 say(describe_refusal({"node_errors": node_errors}, prompt, object_info))
-            entry = await job.wait(options.timeout)
+            entry = await job.wait()
         except RefusedError as error:
             say(describe_refusal(error.answer, prompt, object_info))
             return WRONG
@@ -171,18 +201,24 @@ async def run(options: argparse.Namespace) -> int:
         failure = describe_failure(entry, prompt, options.verbose)
         if failure:
             say(failure)
-        complete = await save_results(server, entry, options.output, prompt)
+        complete = await save_results(server, entry, options.output, int(options.max_gb * GIGABYTE))
+        for node, text in texts_of(entry)[:MOST_RESULTS]:
+            say(f"{name_of(node, prompt)}: {text}")
     return FAILED if failure or node_errors or not complete else DONE
 
 
 def read_workflow(path: Path) -> dict:
     """The workflow in a file; WorkflowError says what is wrong with it."""
     try:
+        if path.exists() and not path.is_file():
+            raise WorkflowError(f"{path} is no file.")
+        if path.stat().st_size > LARGEST_WORKFLOW:
+            raise WorkflowError(f"{path} has more than the {LARGEST_WORKFLOW:,} bytes that a workflow may have.")
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise WorkflowError(f"{path} cannot be read: {error}") from error
     try:
-        workflow = json.loads(text)
+        workflow = read_json(text)
     except ValueError as error:
         raise WorkflowError(f"{path} is not JSON: {error}") from error
     if isinstance(workflow, dict) and is_api(workflow.get("prompt")):  # as it is sent to the server
@@ -193,7 +229,7 @@ def read_workflow(path: Path) -> dict:
 
 def connect(address: str) -> Server:
     try:
-        return Server(address)
+        return Server(address, seconds=ANSWER_SECONDS)
     except ValueError as error:
         raise SettingError(f"--server: {error}") from None
 
@@ -208,24 +244,30 @@ def make_folder(path: Path) -> None:
         raise SettingError(f"--output: nothing can be written to {path}: {error}") from error
 
 
-async def save_results(server: Server, entry: dict, folder: Path, prompt: dict) -> bool:
-    """Saves every file that the job made and prints its path, and shows its texts; whether all files arrived."""
-    results, failures = results_of(entry), 0
-    for result in results:
+async def save_results(server: Server, entry: dict, folder: Path, most: int) -> bool:
+    """Saves the files that the job made, ``most`` bytes of them, and prints their paths; whether all arrived."""
+    results = results_of(entry)
+    failures = max(0, len(results) - MOST_RESULTS)
+    if failures:
+        say(f"The job made {len(results):,} files; {failures:,} of them are left on the server.")
+    for number, result in enumerate(results[:MOST_RESULTS]):
         try:
-            print(await save_result(server, result, folder), flush=True)
+            path = await save_result(server, result, folder, most)
+            most -= path.stat().st_size
+            print(path, flush=True)
+        except UnreachableError as error:
+            say(f"{len(results) - number} of {len(results)} files were not saved: {error}")
+            return False
         except (ServerError, OSError) as error:
-            say(f"{result.filename} was not saved: {error}")
+            say(f"{one_line(result.filename, 200)} was not saved: {one_line(error)}")
             failures += 1
-    for node, text in texts_of(entry):
-        say(f"{name_of(node, prompt)}: {text}")
     if not results:
         say("The workflow made no files.")
     return not failures
 
 
 def say(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)  # above the bar, where there is one
+    tqdm.write(some_lines(text), file=sys.stderr)  # above the bar, where there is one
 
 
 class Job:
@@ -253,58 +295,55 @@ class Job:
             self.prompt, prompt_id=self.id, client_id=self.client_id, workflow=self.workflow
         )
         self.id = answer["prompt_id"]  # servers that are older than the client's choice of ids choose their own
-        return answer.get("node_errors") or {}
+        return answer["node_errors"]
 
-    async def wait(self, timeout: float | None) -> dict:
+    async def wait(self) -> dict:
         """The history entry of the job once it has ended, well or not; RunFailedError where it never will."""
-        deadline = time.monotonic() + (timeout or float("inf"))
         try:
-            while True:
-                await self._listen(min(deadline, time.monotonic() + SILENCE_SECONDS))
-                entry = await self._look()
-                if entry is not None:
-                    return entry
-                if time.monotonic() > deadline:
-                    await self.cancel()
-                    raise RunFailedError(f"The workflow did not end within {timeout:g} s, and was stopped.")
+            while (entry := await self._look()) is None:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    # Around all of it: a server that sends a ping after the other lets no single wait come to its end.
+                    await asyncio.wait_for(self._listen(), SILENCE_SECONDS)
+            return entry
         finally:
             self.progress.close()
             if self.socket is not None:
-                await self.socket.close()
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self.socket.close(), POLL_SECONDS)
 
     async def cancel(self) -> None:
         """Stops the job; where the server is gone there is nothing to stop."""
         try:
-            await self.server.cancel(self.id)
+            await asyncio.wait_for(self.server.cancel(self.id), CANCEL_SECONDS)
         except ServerError as error:
             say(f"The job could not be stopped: {error}")
+        except asyncio.TimeoutError:
+            say("The job could not be stopped: the server does not answer.")
 
-    async def _listen(self, until: float) -> None:
+    async def _listen(self) -> None:
         """Follows the server's messages until it is time to look at the history."""
-        if self.socket is None:
-            await asyncio.sleep(max(0.0, min(POLL_SECONDS, until - time.monotonic())))
-            return
-        while (left := until - time.monotonic()) > 0:
-            try:
-                message = await self.socket.receive(left)
-            except asyncio.TimeoutError:
-                return
+        await asyncio.sleep(POLL_SECONDS if self.socket is None else LOOK_SECONDS)
+        while self.socket is not None:
+            message = await self.socket.receive()
             if message.type in CLOSED:
                 say("The server's messages stopped; asking for the result from time to time instead.")
                 self.socket = None
-                return
-            if message.type is aiohttp.WSMsgType.TEXT and self._ends_listening(message.json()):
+            elif message.type is aiohttp.WSMsgType.TEXT and self._ends_listening(message.data):
                 return
 
-    def _ends_listening(self, event: dict) -> bool:
+    def _ends_listening(self, text: str) -> bool:
         """Shows the progress that a message tells of; whether it says that the queue or the job has changed."""
-        data = event.get("data") or {}
-        if event["type"] == "status":
-            return True
-        if data.get("prompt_id") != self.id:
+        try:
+            event = mapping(read_json(text))
+        except ValueError:
             return False
-        self.progress.handle(event["type"], data)
-        return event["type"] in ("execution_success", "execution_error", "execution_interrupted")
+        kind, data = event.get("type"), mapping(event.get("data"))
+        if kind == "status":
+            return True
+        if data.get("prompt_id") != self.id or not isinstance(kind, str):
+            return False
+        self.progress.handle(kind, data)
+        return kind in ("execution_success", "execution_error", "execution_interrupted")
 
     async def _look(self) -> dict | None:
         """The job's history entry, if it has ended; shows its place in the queue where it waits."""

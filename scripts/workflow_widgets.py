@@ -36,6 +36,15 @@ FILLED_IN_NAME = re.compile(r"%date:[^%]+%|%[^%.]+\.[^%.]+%")
 """What the editor fills into a file name; %year% and its like are left to the server."""
 
 
+def mapping(value: Json) -> Mapping[str, Json]:
+    """``value`` where it is one; a server may send anything in its place."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def sequence(value: Json) -> Sequence[Json]:
+    return value if isinstance(value, list | tuple) else []
+
+
 @dataclass(frozen=True)
 class Input:
     """One declared input of a node: its name, type ("COMBO" for a list of choices) and options."""
@@ -48,12 +57,12 @@ class Input:
     @property
     def choices(self) -> list[Json]:
         """What a combo offers; for a dynamic combo the keys of its options."""
-        found = self.options.get("options") or []
-        return [item["key"] for item in found] if self.type == DYNAMIC_COMBO else list(found)
+        found = sequence(self.options.get("options"))
+        return [mapping(item).get("key") for item in found] if self.type == DYNAMIC_COMBO else list(found)
 
     @property
     def has_widget(self) -> bool:
-        kind = self.options.get("widgetType") or self.type
+        kind = str(self.options.get("widgetType") or self.type)
         return (kind in WIDGET_TYPES or kind == DYNAMIC_COMBO) and not self.options.get("forceInput")
 
     @property
@@ -70,26 +79,28 @@ class Input:
 
 def declared_inputs(description: Mapping[str, Json]) -> list[Input]:
     """The inputs of a node of /object_info in the editor's order, without those below dynamic ones."""
-    inputs = {item.name: item for item in read_inputs(description.get("input") or {})}
-    order = description.get("input_order") or {}
-    named = [name for kind in ("required", "optional") for name in order.get(kind) or [] if name in inputs]
-    return [inputs[name] for name in dict.fromkeys([*named, *inputs])]
+    inputs = {item.name: item for item in read_inputs(mapping(description.get("input")))}
+    order = mapping(description.get("input_order"))
+    named = [str(name) for kind in ("required", "optional") for name in sequence(order.get(kind))]
+    return [inputs[name] for name in dict.fromkeys([*named, *inputs]) if name in inputs]
 
 
 def read_inputs(groups: Mapping[str, Json], prefix: str = "") -> Iterator[Input]:
     for kind in ("required", "optional"):
-        for name, (declared, *rest) in (groups.get(kind) or {}).items():
-            options = dict(rest[0]) if rest and rest[0] else {}
+        for name, parts in mapping(groups.get(kind)).items():
+            declared, options, *_ = (*sequence(parts), None, None)
+            options = dict(mapping(options))
             if isinstance(declared, list):
                 declared, options = "COMBO", {"options": declared} | options
-            yield Input(prefix + name, declared, options, kind == "required")
+            if isinstance(declared, str):
+                yield Input(prefix + name, declared, options, kind == "required")
 
 
 def inputs_below(combo: Input, choice: Json) -> list[Input]:
     """The inputs that a dynamic combo shows while ``choice`` is chosen."""
-    for option in combo.options.get("options") or []:
-        if option["key"] == choice:
-            return list(read_inputs(option["inputs"], prefix=f"{combo.name}."))
+    for option in map(mapping, sequence(combo.options.get("options"))):
+        if option.get("key") == choice:
+            return list(read_inputs(mapping(option.get("inputs")), prefix=f"{combo.name}."))
     return []
 
 
@@ -176,7 +187,7 @@ def chosen(item: Input, value: Json) -> Json:
 def without_forced(description: Mapping[str, Json], values: Sequence[Json]) -> Sequence[Json]:
     """Drops the values of inputs that were widgets when an old file was saved and are sockets only today."""
     kept = []
-    for item in read_inputs(description.get("input") or {}):
+    for item in read_inputs(mapping(description.get("input"))):
         forced = bool(item.options.get("forceInput"))
         if item.has_widget or forced:
             kept += [not forced, True] if item.options.get("control_after_generate") else [not forced]

@@ -15,7 +15,7 @@ from scripts import run_workflow
 from scripts.comfy_client import Result, Server, ServerError, results_of, texts_of
 from scripts.progress import Progress
 from scripts.report import describe_failure, describe_refusal
-from scripts.results import place, save_result
+from scripts.results import local_name, place, save_result
 from scripts.run_workflow import Job, RunFailedError
 from scripts.settings import Setting, SettingError, apply_settings, parse_setting
 
@@ -142,7 +142,7 @@ def test_a_server_that_goes_away(monkeypatch):
 
     async def wait():
         async with Server(f"http://127.0.0.1:{free_port()}") as server:
-            await Job(server, PROMPT, None).wait(None)
+            await Job(server, PROMPT, None).wait()
 
     with pytest.raises(RunFailedError, match="went away while it ran"):
         asyncio.run(wait())
@@ -179,14 +179,14 @@ class Truncating(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize(("name", "message"), [("whole.mp4", "broke off after 6 bytes"), ("gone.mp4", "404")])
+@pytest.mark.parametrize(("name", "message"), [("whole.mp4", "did not arrive whole"), ("gone.mp4", "404")])
 def test_half_a_file_is_no_file(tmp_path, name, message):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Truncating) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
 
         async def save():
             async with Server(f"http://127.0.0.1:{server.server_address[1]}") as client:
-                await save_result(client, Result(name, "", "output"), tmp_path)
+                await save_result(client, Result(name, "", "output"), tmp_path, 100)
 
         with pytest.raises(ServerError, match=message):
             asyncio.run(save())
@@ -194,9 +194,41 @@ def test_half_a_file_is_no_file(tmp_path, name, message):
     assert files_in(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["../../x.png", "..\\..\\x.png", "/tmp/x.png", "x.png"])
-def test_results_stay_in_the_folder(name):
-    assert Result(name, "", "output").name == "x.png"
+NAMES = {
+    "../../x.png": "x.png",
+    "..\\..\\x.png": "x.png",
+    "/tmp/x.png": "x.png",
+    "\\\\server\\share\\x.png": "x.png",
+    "C:x.png": "x.png",
+    "x.png:stream": "x.png_stream",
+    "..": "result",
+    "": "result",
+    "C:": "result",
+    "\0": "_",
+    "a\nb\x1b[31m\u202e.mp4": "a_b_[31m_.mp4",
+    "\udcff.mp4": "_.mp4",
+    ".bashrc": "bashrc",
+    "-rf": "rf",
+    "~root": "_root",
+    "$(id)`.png": "_(id)_.png",
+    "a. . ": "a",
+    "CON": "_CON",
+    "nul.mp4": "_nul.mp4",
+    "Com\u00b9 .tar.gz": "_Com\u00b9 .tar.gz",
+    "console.png": "console.png",
+    "Pferd (1)_00001_.png": "Pferd (1)_00001_.png",
+    "\u99ac\u306e\u7d75.webp": "\u99ac\u306e\u7d75.webp",
+    "\u0918\u094b\u0921\u093c\u093e.png": "\u0918\u094b\u0921\u093c\u093e.png",
+    "x" * 300 + ".mp4": "x" * 196 + ".mp4",
+    "\u99ac" * 100 + ".mp4": "\u99ac" * 65 + ".mp4",
+    "a." + "x" * 300: "a." + "x" * 198,
+}
+"""What a server calls a file, and what it is called here."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_results_are_safe_on_every_system(name):
+    assert local_name(name) == NAMES[name]
 
 
 def test_results_in_the_history():
