@@ -1,12 +1,13 @@
 """Changes to the inputs of an API workflow from the command line, and the files that they name."""
 
-import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from .comfy_client import Server
 from .report import name_of
+from .texts import read_json
 from .workflow_widgets import DYNAMIC_COMBO, Input, Json, declared_inputs, find_input
 
 LISTED = 40
@@ -46,8 +47,8 @@ async def apply_settings(
     A file that the server had to give another name is renamed in the inputs that choose it.
     """
     for path in uploads:
-        if not path.is_file():
-            raise SettingError(f"--upload: there is no file {path}.")
+        if not readable(path):
+            raise SettingError(f"--upload: there is no file {path} that can be read.")
     targets = [find_target(prompt, setting.place, object_info) for setting in settings]
     values = [read_value(setting, target, prompt) for setting, target in zip(settings, targets, strict=True)]
     sent: dict[Path, str] = {}
@@ -59,6 +60,13 @@ async def apply_settings(
         if path is not None and path not in sent:
             sent[path] = await server.upload(path)
         prompt[target.node]["inputs"][target.name] = sent[path] if path is not None else value
+
+
+def readable(path: Path) -> bool:
+    try:
+        return path.is_file() and os.access(path, os.R_OK)
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def rename_input(prompt: dict, object_info: Mapping[str, Json], old: str, new: str) -> None:
@@ -108,7 +116,7 @@ def target_at(prompt: dict, node: str, name: str, object_info: Mapping[str, Json
 def read_value(setting: Setting, target: Target, prompt: dict) -> Json:
     """The value that a setting's text stands for at its input."""
     try:
-        value = json.loads(setting.text, parse_constant=refuse_constant)
+        value = read_json(setting.text, parse_constant=refuse_constant)
     except ValueError:
         value = setting.text
     if isinstance(value, list):
@@ -132,8 +140,13 @@ def local_file(item: Input | None, value: Json) -> Path | None:
     """The file of this machine that a value names, where its input chooses one from the server's input folder."""
     if item is None or not item.takes_files or item.options.get("image_folder", "input") != "input":
         return None
-    path = Path(value).expanduser() if isinstance(value, str) and value else None
-    return path.resolve() if path is not None and path.is_file() else None
+    if not isinstance(value, str) or not value:
+        return None
+    try:
+        path = Path(value).expanduser()
+        return path.resolve() if readable(path) else None
+    except RuntimeError:  # nobody's home
+        return None
 
 
 def listing(names: Iterator[str]) -> str:

@@ -7,10 +7,10 @@ LONGEST_LINE = 2000
 MOST_LINES = 200
 
 
-def read_json(text: str | bytes) -> Any:
+def read_json(text: str | bytes, **options: Any) -> Any:
     """What a JSON text holds; ValueError where it is none, and also where it is nested too deep to be read."""
     try:
-        return json.loads(text)
+        return json.loads(text, **options)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 

@@ -11,10 +11,12 @@ A node inside a subgraph gets the id "5:12": node 12 in the subgraph that node 5
 
 import copy
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from .texts import one_line
 from .workflow_widgets import (
     CUSTOM_COMBO,
     DYNAMIC_TYPES,
@@ -30,6 +32,7 @@ NOTES = ("Note", "MarkdownNote")
 PRIMITIVE, REROUTE = "PrimitiveNode", "Reroute"
 SUBGRAPH_INPUTS, SUBGRAPH_OUTPUTS = -10, -20
 """The ids that links inside a subgraph use for its inputs and outputs."""
+MOST_SUBGRAPHS = 10_000
 HOST_ITSELF = "-1"
 """Stands in a list of promoted widgets for the subgraph's own inputs."""
 EXPORT = "Open it in ComfyUI, choose Workflow > Export (API), and run the file that it writes."
@@ -71,10 +74,22 @@ def to_api(workflow: dict, object_info: dict) -> dict:
     if is_api(workflow):
         return copy.deepcopy(workflow)
     check_format(workflow)
-    try:
+    with damage_named():
         return Converter(workflow, object_info).convert()
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise WorkflowError(f"The workflow is damaged: its parts do not fit together ({error!r}). {EXPORT}") from error
+
+
+@contextmanager
+def damage_named() -> Iterator[None]:
+    """Turns what goes wrong with a workflow whose parts are not what they should be into a WorkflowError."""
+    try:
+        yield
+    except WorkflowError:
+        raise
+    except RecursionError:
+        raise WorkflowError(f"The workflow has more links in a row than can be followed. {EXPORT}") from None
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        what = one_line(repr(error), 200)
+        raise WorkflowError(f"The workflow is damaged: its parts do not fit together ({what}). {EXPORT}") from error
 
 
 def check_format(workflow: Json) -> None:
@@ -84,6 +99,11 @@ def check_format(workflow: Json) -> None:
             "This is no workflow of ComfyUI: it has neither a list of 'nodes' (canvas format) nor nodes with a "
             "'class_type' (API format). Save it in ComfyUI with Save or with Export (API)."
         )
+    for key, node in workflow.items() if is_api(workflow) else ():
+        parts = {"class_type": str, "inputs": Mapping, "_meta": Mapping | None}
+        wrong = [name for name, kind in parts.items() if not isinstance(node.get(name), kind)]
+        if wrong:
+            raise WorkflowError(f"The workflow is damaged: node {key} has no right {wrong[0]}.")
 
 
 def is_api(workflow: Json) -> bool:
@@ -99,7 +119,10 @@ def is_canvas(workflow: Json) -> bool:
     return (
         isinstance(workflow, Mapping)
         and isinstance(workflow.get("nodes"), list)
-        and all(isinstance(node, Mapping) and "id" in node and "type" in node for node in workflow["nodes"])
+        and all(
+            isinstance(node, Mapping) and "id" in node and isinstance(node.get("type"), str)
+            for node in workflow["nodes"]
+        )
     )
 
 
@@ -107,9 +130,10 @@ def node_classes(workflow: dict) -> set[str]:
     """The classes whose description ``to_api`` and the server's checks need."""
     if is_api(workflow):
         return {node["class_type"] for node in workflow.values()}
-    graphs = [workflow, *subgraphs_of(workflow).values()]
-    own = {*subgraphs_of(workflow), *NOTES, PRIMITIVE, REROUTE}
-    return {node["type"] for graph in graphs for node in graph["nodes"]} - own
+    with damage_named():
+        graphs = [workflow, *subgraphs_of(workflow).values()]
+        own = {*subgraphs_of(workflow), *NOTES, PRIMITIVE, REROUTE}
+        return {str(node["type"]) for graph in graphs for node in graph["nodes"]} - own
 
 
 def subgraphs_of(workflow: Mapping[str, Json]) -> dict[str, Json]:
@@ -165,6 +189,7 @@ class Converter:
         self.definitions = subgraphs_of(workflow)
         self.root = Scope(workflow)
         self.values: dict[tuple[Scope, str], dict[str, Json]] = {}
+        self.opened = 0
         self.open_subgraphs(self.root, [])
 
     def convert(self) -> dict:
@@ -188,6 +213,9 @@ class Converter:
                 continue
             if node["type"] in parents:
                 raise WorkflowError(f"Subgraph '{definition.get('name')}' contains itself.")
+            self.opened += 1
+            if self.opened > MOST_SUBGRAPHS:  # ten in ten in ten ... are soon more than memory holds
+                raise WorkflowError(f"The workflow uses more than {MOST_SUBGRAPHS:,} subgraphs, one in the other.")
             child = Scope(definition, scope, node)
             scope.children[str(node["id"])] = child
             self.open_subgraphs(child, [*parents, node["type"]])
