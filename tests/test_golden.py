@@ -23,7 +23,8 @@ from happyhorse_core.ops import TorchOps
 from happyhorse_core.sampling.loop import Velocity, denoise, guided
 from happyhorse_core.sampling.schedule import flow_sigmas, timestep
 from happyhorse_core.sampling.solver import DistilledSolver, UniPC
-from happyhorse_core.text.encoder import T5GemmaEncoder, detect_text_encoder
+from happyhorse_core.text.config import detect_text_encoder
+from happyhorse_core.text.encoder import T5GemmaEncoder
 from happyhorse_core.video_vae.latent_statistics import LATENT_MEAN, LATENT_STD, denormalise, normalise
 from happyhorse_core.video_vae.load import load_image_encoder, load_turbo_decoder
 from happyhorse_core.weights.fill import load_module

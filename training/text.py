@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from happyhorse_core.negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from happyhorse_core.ops import TorchOps
-from happyhorse_core.text.encoder import T5GemmaEncoder, detect_text_encoder
+from happyhorse_core.text.config import detect_text_encoder
+from happyhorse_core.text.encoder import T5GemmaEncoder
 from happyhorse_core.text.load import TextEncoder
 from happyhorse_core.text.tokenizer import GemmaTokenizer
 from happyhorse_core.text.tokenizer_file import SPECIAL_TOKENS

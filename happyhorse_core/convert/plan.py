@@ -32,7 +32,7 @@ from ..dit.detect import LOCAL_METADATA_KEY, RECEPTIVE_FIELD_METADATA_KEY
 from ..dit.load import TransformerFile
 from ..dit.roles import ASSUMED, METADATA_KEY, ROLES
 from ..errors import CheckpointError, InputError
-from ..text.encoder import PREFIXES as TEXT_PREFIXES
+from ..text.config import PREFIXES as TEXT_PREFIXES
 from ..text.load import EMBEDDED_TOKENIZER, examine_text_encoder, read_config
 from ..weights import nvfp4
 from ..weights.files import exists, folder_of

@@ -16,7 +16,8 @@ from ..dit.load import TransformerFile, examine_transformer
 from ..dit.model import HappyHorseTransformer
 from ..errors import CheckpointError
 from ..ops import ModuleArguments, TorchOps
-from ..text.encoder import T5GemmaEncoder, detect_text_encoder, encoder_prefix
+from ..text.config import detect_text_encoder, encoder_prefix
+from ..text.encoder import T5GemmaEncoder
 from ..text.load import IGNORED as TEXT_IGNORED
 from ..text.load import indexed_prefix, read_config
 from ..video_vae.image_encoder import UNUSED, WanImageEncoder, detect_image_encoder

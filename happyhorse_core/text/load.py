@@ -14,7 +14,8 @@ from ..weights.component import ComponentFile, build
 from ..weights.files import exists, folder_of
 from ..weights.json_file import CONFIG_BYTES, TOKENIZER_BYTES, parse_object, read_object
 from ..weights.source import Opener, TensorSource, index_names, open_source
-from .encoder import PREFIXES, T5GemmaEncoder, TextEncoderConfig, detect_text_encoder, encoder_prefix
+from .config import PREFIXES, TextEncoderConfig, detect_text_encoder, encoder_prefix
+from .encoder import T5GemmaEncoder
 from .tokenizer import GemmaTokenizer
 
 EMBEDDED_TOKENIZER = "tokenizer_json"

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ...happyhorse_core.ops import TorchOps
-from ...happyhorse_core.text.encoder import T5GemmaEncoder, TextEncoderConfig
+from ...happyhorse_core.text.config import TextEncoderConfig
+from ...happyhorse_core.text.encoder import T5GemmaEncoder
 from ...happyhorse_core.text.load import IGNORED, inspect_text_encoder
 from ...happyhorse_core.text.tokenizer import GemmaTokenizer
 from ...happyhorse_core.weights.quantised import dequantised

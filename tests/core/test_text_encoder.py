@@ -13,14 +13,8 @@ from torch import Tensor
 
 from happyhorse_core.errors import CheckpointError, InputError
 from happyhorse_core.ops import TorchOps
-from happyhorse_core.text.encoder import (
-    PREFIXES,
-    QUERY_BLOCK,
-    T5GemmaEncoder,
-    TextEncoderConfig,
-    detect_text_encoder,
-    softcap_attention,
-)
+from happyhorse_core.text.config import PREFIXES, TextEncoderConfig, detect_text_encoder
+from happyhorse_core.text.encoder import QUERY_BLOCK, T5GemmaEncoder, softcap_attention
 from happyhorse_core.text.load import EMBEDDED_TOKENIZER, load_text_encoder, read_tokenizer
 from happyhorse_core.weights.tensors import TensorSource
 from tools.make_tiny_checkpoints import TEXT_CONFIG, text_model_shapes, write_text_model
@@ -180,9 +174,22 @@ def test_every_prefix_is_known_and_only_rows_are_read(prefix):
         ({"hidden_size": 65}, "hidden_size = 65"),
         ({"hidden_activation": "relu"}, "hidden_activation: found 'relu'"),
         ({"attention_bias": True}, "attention_bias"),
-        ({"layer_types": ["full_attention"] * 3}, "layer_types: found 3 entries"),
+        ({"layer_types": ["full_attention"] * 3}, "layer_types: found a list of 3; expected 4"),
+        ({"layer_types": 3}, "layer_types: found 3; expected 4"),
+        ({"layer_types": [[], {}, "full_attention", 1]}, "layer_types: found a list of 4, the first of them a list"),
         ({"layer_types": ["chunked_attention"] * 4}, "chunked_attention"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope_type: found 'yarn'"),
+        ({"rope_scaling": {"type": "linear", "factor": 8.0}}, "rope_type: found 'linear'"),
+        ({"rope_scaling": "a"}, "rope_scaling: found 'a', expected an object"),
+        ({"rope_parameters": [1]}, "rope_parameters: found a list of 1, expected an object"),
+        ({"rope_parameters": {"rope_theta": float("nan")}}, "rope_theta: found nan, expected a number from 1 to"),
+        ({"rms_norm_eps": 10**18}, "rms_norm_eps: found 1000000000000000000, expected a number from 1e-12 to 1"),
+        ({"rms_norm_eps": True}, "rms_norm_eps: found True"),
+        ({"sliding_window": float("inf")}, "sliding_window: found inf, expected a whole number from 1 to"),
+        ({"sliding_window": 4096.0}, "sliding_window: found 4096.0, expected a whole number"),
+        ({"query_pre_attn_scalar": 1e-320}, "query_pre_attn_scalar: found 1e-320"),
+        ({"hidden_size": {"a": 1}}, "hidden_size = an object of 1"),
+        ({"hidden_activation": "x" * 10**6}, r"hidden_activation: found 'xxx.*expected 'gelu_pytorch_tanh'\.$"),
         ({"attn_logit_softcapping": None}, "attn_logit_softcapping: found None"),
         ({"head_dim": 7}, "do not make heads of 7"),
         ({"head_dim": "16"}, "head_dim: found '16'"),
@@ -207,6 +214,9 @@ def test_other_models_and_incomplete_ones_are_refused():
         detect_text_encoder({k: s for k, s in shapes_of(weights).items() if k != "encoder.norm.weight"}, settings, "x")
     with pytest.raises(CheckpointError, match=r"Put the model's config\.json beside"):
         detect_text_encoder(shapes_of(weights), None, "x")
+    for shape in ((), (0,), (0, 5), (5, 0)):
+        with pytest.raises(CheckpointError, match=r"1 tensors .* are empty: encoder\.norm\.weight"):
+            detect_text_encoder(shapes_of(weights) | {"encoder.norm.weight": shape}, settings, "x")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
