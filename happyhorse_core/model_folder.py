@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .dit.roles import BASE, DISTILLED, SR_540P, SR_1080P
 from .errors import CheckpointError
+from .weights.files import exists, is_folder
 
 MAGIHUMAN = "GAIR/daVinci-MagiHuman"
 
@@ -83,8 +84,9 @@ def find_models(
     published.
     """
     chosen = chosen or {}
-    if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing"
+    is_there = exists(folder)
+    if not is_there or not is_folder(folder):
+        found = "a file" if is_there else "nothing"
         raise CheckpointError(f"models folder {folder}: found {found}, expected a folder with the model's parts.")
     parts = {
         "transformer": TRANSFORMERS[role],
@@ -102,7 +104,7 @@ def find_models(
 
 def _find(folder: Path, part: Part) -> Path:
     for place in part.places:
-        if (folder / place).exists():
+        if exists(folder / place):
             return folder / place
     raise CheckpointError(
         f"{part.title}: not found in {folder}, expected one of {', '.join(part.places)}. "

@@ -18,7 +18,10 @@ import torch
 from checkpoint_helpers import assert_refused, assert_same, some_tensors
 from safetensors.torch import save_file
 
+from happyhorse_core.describe.kinds import open_kind
 from happyhorse_core.errors import CheckpointError
+from happyhorse_core.model_folder import find_models
+from happyhorse_core.text.load import inspect_text_encoder
 from happyhorse_core.weights.source import open_source
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -434,3 +437,30 @@ def test_kinds_under_each_others_names(tmp_path: Path) -> None:
     assert_refused(tmp_path / "x.safetensors", "Name it .ckpt or .pth")
     save_file(some_tensors(), tmp_path / "x.ckpt")
     assert_refused(tmp_path / "x.ckpt", "Name it .safetensors")
+
+
+# Paths that no system can have
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a" * 300, "as long as this"),
+        ("a/" * 3000, "as long as this"),
+        ("a\0b", "no file can have this name"),
+        ("\ud800", "no file can have this name"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["", ".safetensors", ".ckpt", ".safetensors.index.json"])
+def test_paths_that_can_t_be(tmp_path: Path, name: str, said: str, ending: str) -> None:
+    path = tmp_path / (name + ending)
+    opens = (
+        open_source,
+        inspect_text_encoder,
+        open_kind,
+        lambda path: find_models(path, "distilled", with_image=False),
+    )
+    for open_it in opens:
+        with pytest.raises(CheckpointError, match=said) as caught:
+            open_it(path)
+        assert str(caught.value).isprintable()
