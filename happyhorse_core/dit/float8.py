@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import Device, DType, EmptyLinear, ExpertLinear, Linear, TorchOps
+from ..ops import Device, DType, EmptyLinear, ExpertLinear, Linear, TorchOps, linear_of_span
 from ..weights.formats import ALIGNMENT, FLOAT8
 from .config import MODALITIES
 from .elementwise import blocks
@@ -83,7 +83,7 @@ class _Float8Weight(EmptyLinear):
         weight = self.weight[expert]
         bias = None if self.bias is None else self.bias[expert * rows : (expert + 1) * rows].to(x.dtype)
         if not self.float8_matmuls:
-            return F.linear(x, weight.to(x.dtype).mul_(scale.unsqueeze(1)), bias)
+            return linear_of_span(x, weight.to(x.dtype).mul_(scale.unsqueeze(1)), bias)
         if not x.numel():
             return x.new_empty(*x.shape[:-1], rows)
         rounded, scales = rounded_rows(x.flatten(0, -2), weight.shape[1])

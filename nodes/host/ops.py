@@ -7,10 +7,10 @@ from typing import Any
 import comfy.ldm.modules.attention
 import comfy.ops
 import torch
-import torch.nn.functional as F
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
+from ...happyhorse_core.ops import linear_of_span
 from .stacked_float8 import Float8Rows, expert_weights, with_padded_layout, with_stacked_layout
 
 ComfyAttention: type[torch.nn.Module] | None = getattr(comfy.ldm.modules.attention, "ComfyAttention", None)
@@ -50,10 +50,10 @@ def _attend_by_choice(
 def apply_expert(layer: torch.nn.Module, x: Tensor, weight: Tensor | Float8Rows, bias: Tensor | None) -> Tensor:
     """[..., in] -> [..., rows] with the weight of one of a layer's experts, in float8 where the host's layers would."""
     if not isinstance(weight, Float8Rows):
-        return F.linear(x, weight.to(x.dtype), bias)
+        return linear_of_span(x, weight.to(x.dtype), bias)
     exact = getattr(layer, "_full_precision_mm", False) or getattr(layer, "comfy_force_cast_weights", False)
     if exact or not weight.can_multiply:
-        return F.linear(x, weight.dequantised(x.dtype), bias)
+        return linear_of_span(x, weight.dequantised(x.dtype), bias)
     if not x.numel():
         return x.new_empty(*x.shape[:-1], weight.data.shape[0])
     scale = getattr(layer, "input_scale", None)

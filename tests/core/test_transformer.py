@@ -3,16 +3,19 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from happyhorse_core.dit.config import TransformerConfig
 from happyhorse_core.dit.detect import detect_transformer, find_prefix
 from happyhorse_core.dit.elementwise import EPS, blocks, rotated_heads
+from happyhorse_core.dit.float8 import Float8Ops
 from happyhorse_core.dit.layout import build_layout, patchify, unpatchify
 from happyhorse_core.dit.local_attention import frame_groups, local_attention
 from happyhorse_core.dit.model import HappyHorseTransformer
@@ -20,6 +23,7 @@ from happyhorse_core.dit.roles import BASE, SR_1080P, resolve_role
 from happyhorse_core.dit.rope import frequency_bands, line_angles
 from happyhorse_core.errors import CheckpointError, InputError
 from happyhorse_core.ops import TorchOps
+from happyhorse_core.weights.formats import FLOAT8
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 WEIGHTS = GOLDEN / "transformer.weights.safetensors"
@@ -179,6 +183,36 @@ def test_block_size_does_not_change_the_result(
     for found, expected in zip(parts, whole, strict=True):
         # Products of fewer rows may sum in another order.
         torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-5)
+
+
+class Called(TorchDispatchMode):
+    """Names of the operations that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("operations", [TorchOps, Float8Ops])
+def test_experts_are_products_of_two_axes(operations: type[TorchOps], batch: int) -> None:
+    """A product for each of a batch copies the weight for every call: 4 to 6 times the time."""
+    layer = operations.ExpertLinear(24, 3 * 10, bias=False).requires_grad_(False)
+    layer.weight.data = torch.randn(30, 24).to(FLOAT8).float()
+    weights = layer.weight.chunk(3)
+    if operations is Float8Ops:
+        layer.keep_float8(layer.weight.data.to(FLOAT8), torch.ones(30))
+    x = torch.randn(batch, 12, 24)
+    with Called() as called:
+        found = layer(x, (6, 4, 2))
+    assert not called.names & {"bmm", "baddbmm"} and "mm" in called.names
+    spans = x.split((6, 4, 2), dim=1)
+    expected = torch.cat([s.contiguous() @ w.T for s, w in zip(spans, weights, strict=True)], dim=1)
+    torch.testing.assert_close(found, expected)
 
 
 def test_gradients_reach_every_weight(config: TransformerConfig, weights: dict[str, Tensor]) -> None:
