@@ -11,7 +11,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from ..atomic import remove_left_over, writing, written_whole
+from ..atomic import writing, written_whole
 from ..describe.kinds import AUTO, open_kind
 from ..describe.report import gibibytes
 from ..errors import CheckpointError, InputError, OutputError
@@ -68,7 +68,6 @@ def convert(
     made_from = [{"name": file.name, "bytes": size} for file, (size, _) in before.items()]
     metadata = {**plan.metadata, SOURCES_KEY: json.dumps(made_from)}
     layout = Layout(plan.stored(), metadata)
-    remove_left_over(target)
     with contents.opened, written_whole(target) as part:
         with writing(target):
             file = part.open("wb", buffering=0)

@@ -225,12 +225,13 @@ def test_a_folder_that_may_not_be_written_to(source, target):
         convert(source, Path("/proc/new.safetensors"))
 
 
-def test_of_two_conversions_into_one_file_the_later_one_counts(source, target):
+def test_of_two_conversions_into_one_file_the_one_that_ends_last_counts(source, target):
     report = on_first_progress(lambda: convert(source, target, dtype="fp8"))
     refused(OutputError, source, target, "--force", left=("new.safetensors",), report=report)
     report = on_first_progress(lambda: convert(source, target, dtype="nvfp4", force=True))
-    refused(OutputError, source, target, "another process", left=("new.safetensors",), report=report, force=True)
-    assert tensors_of(target)[WEIGHT].dtype == torch.uint8
+    convert(source, target, report=report, force=True)
+    assert tensors_of(target)[WEIGHT].dtype == torch.bfloat16
+    assert list(target.parent.iterdir()) == [target]
 
 
 # What happens meanwhile
