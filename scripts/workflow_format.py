@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 from .texts import one_line
 from .workflow_widgets import (
-    CUSTOM_COMBO,
     DYNAMIC_TYPES,
     Input,
     Json,
@@ -50,9 +49,13 @@ class Link(NamedTuple):
 
 
 class Value(NamedTuple):
-    """What feeds an input: a value that was typed into a widget."""
+    """What feeds an input: a value that was typed into a widget.
+
+    The editor sends it as it is where that widget is on the node of a subgraph, and works out what it holds elsewhere.
+    """
 
     value: Json
+    as_it_is: bool = False
 
 
 Source = Link | Value | None
@@ -277,21 +280,23 @@ class Converter:
 
     def convert_node(self, scope: Scope, node: Mapping[str, Json]) -> dict[str, Json]:
         description = self.object_info[node["type"]]
-        inputs = {name: wrap(value) for name, value in self.widget_values(scope, node).items()}
+        kinds = {item.name: item.type for item in declared_inputs(description)}
+        inputs = {name: wrap(value, kinds.get(name)) for name, value in self.widget_values(scope, node).items()}
+        done = set()
         for slot in node.get("inputs") or []:
             source = self.resolve_input(scope, slot.get("link"), frozenset())
             if isinstance(source, Link):
                 inputs[slot["name"]] = [source.node, source.slot]
             elif isinstance(source, Value):
                 inputs[slot["name"]] = wrap(source.value)
-        self.check_values(f"{scope.path}{node['id']} ({node['type']})", node["type"], inputs)
+                done |= {slot["name"]} if source.as_it_is else set()
+        own = {name: value for name, value in inputs.items() if name not in done}
+        self.check_values(f"{scope.path}{node['id']} ({node['type']})", node["type"], own)
         title = node.get("title") or description.get("display_name") or node["type"]
         return {"inputs": inputs, "class_type": node["type"], "_meta": {"title": title}}
 
     def check_values(self, name: str, kind: str, inputs: Mapping[str, Json]) -> None:
         """Refuses what the editor would change, or add, when it sends a node."""
-        if kind == CUSTOM_COMBO:
-            raise WorkflowError(f"Node {name} has widgets that the browser adds. {EXPORT}")
         for item in declared_inputs(self.object_info[kind]):
             found = made_in_the_browser(item, inputs.get(item.name))
             if found:
@@ -335,7 +340,7 @@ class Converter:
         slot = next((slot for slot in scope.host.get("inputs") or [] if slot["name"] == name), {})
         if slot.get("link") is not None:
             return self.resolve_input(scope.outer, slot["link"], seen)
-        return Value(scope.host_inputs[name]) if name in scope.host_inputs else None
+        return Value(scope.host_inputs[name], as_it_is=True) if name in scope.host_inputs else None
 
     def resolve_output(self, scope: Scope, link: Mapping[str, Json], seen: frozenset) -> Source:
         node, index = scope.nodes.get(str(link["origin_id"])), link["origin_slot"]
@@ -411,9 +416,11 @@ def connects(one: str, other: str) -> bool:
     return bool(set(one.lower().split(",")) & set(other.lower().split(",")))
 
 
-def wrap(value: Json) -> Json:
+def wrap(value: Json, kind: str | None = None) -> Json:
     """A list as a value has to be told from a link."""
-    return {"__value__": value} if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    return {"__type__": kind, "__value__": value} if kind == "CURVE" else {"__value__": value}
 
 
 def is_link(value: Any) -> bool:

@@ -19,8 +19,10 @@ WIDGET_TYPES = {
     "BOUNDING_BOXES", "CURVE", "RANGE", "CHART", "GALLERIA", "PAINTER", "COMPOSITOR", "VIDEO_EDIT",
 }  # fmt: skip
 """Types of inputs that are edited on the node, and saved; all others are sockets."""
-BROWSER_TYPES = {"WEBCAM", "AUDIO_RECORD", "LOAD_3D", "LOAD_3D_ADVANCED", "IMAGECOMPARE"}
+BROWSER_TYPES = {"WEBCAM", "AUDIO_RECORD", "LOAD_3D", "LOAD_3D_ADVANCED"}
 """Types of inputs whose value the browser makes at the moment of sending: a photo, a recording, a rendered scene."""
+CONSTANTS = {"IMAGECOMPARE": ["", ""]}
+"""What the editor sends for widgets of these types, which it does not save."""
 CUSTOM_COMBO = "CustomCombo"
 """The node whose choices are typed in by the user, into widgets that it does not declare."""
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
@@ -135,7 +137,24 @@ def saved_values(node: Mapping[str, Json], description: Mapping[str, Json]) -> d
     ``node`` is the node of the canvas file, ``description`` its class in /object_info. Widgets that the file says
     nothing of have their defaults, as they have in the editor.
     """
-    return read_values(node, description, [item for item in declared_inputs(description) if item.has_widget])
+    declared = declared_inputs(description)
+    constants = {item.name: CONSTANTS[item.type] for item in declared if item.type in CONSTANTS}
+    if node["type"] == CUSTOM_COMBO:
+        return typed_choices(node.get("widgets_values") or [])
+    return read_values(node, description, [item for item in declared if item.has_widget]) | constants
+
+
+def typed_choices(saved: Sequence[Json]) -> dict[str, Json]:
+    """The values of CUSTOM_COMBO, which saves its choice, a place that is worked out anew, and all choices.
+
+    The editor keeps an empty field for one more choice below the last.
+    """
+    choice, typed = next(iter(saved), ""), list(saved[2:])
+    while typed and not typed[-1]:
+        typed.pop()
+    typed.append("")
+    place = typed.index(choice) if choice in typed else -1
+    return {"choice": choice, "index": place} | {f"option{count}": text for count, text in enumerate(typed, 1)}
 
 
 def read_values(node: Mapping[str, Json], description: Mapping[str, Json], inputs: Sequence[Input]) -> dict[str, Json]:

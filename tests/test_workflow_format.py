@@ -454,8 +454,6 @@ def test_group_nodes_are_named():
     ("kind", "values", "message"),
     [
         ("Load3D", ["none"], "its image holds a value that the browser makes"),
-        ("ImageCompare", [], "its compare_view holds a value that the browser makes"),
-        ("CustomCombo", ["b", 0, "a", "b", ""], "has widgets that the browser adds"),
         ("CLIPTextEncode", ["a {red|blue} horse"], r"its text holds '\{red\|blue\}', a choice or a comment"),
         ("CLIPTextEncode", ["a horse // not a cow"], "its text holds '//'"),
         ("CLIPTextEncode", ["a /* red */ horse"], r"its text holds '/\*'"),
