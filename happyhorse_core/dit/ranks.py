@@ -8,18 +8,19 @@ stopped by Ctrl-C, which is kept away from them. They end with it, however it en
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from types import FrameType
 
 import numpy as np
@@ -27,6 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..atomic import abandoned, hold
 from ..errors import HappyHorseError, InputError
 from ..memory import is_out_of_memory
 from ..progress import Progress, silent
@@ -45,6 +47,11 @@ LAST_WORDS = 1.0
 """Seconds to wait, after a rank failed, for news that another was killed: then that is the cause."""
 GRACE = 10.0
 """Seconds in which a rank that is done has to end."""
+LOOK = 5.0
+"""Seconds without news after which this process looks what the ranks do."""
+STOPPED = 30.0
+"""Seconds for which a rank may be stopped, by a signal, before the work is given up."""
+FOLDERS = "happyhorse-ranks-"
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -112,16 +119,32 @@ def transformer_on(
     """
     check_devices(devices)
     check_ranks(file.config, len(devices))
-    with TemporaryDirectory(prefix="happyhorse-") as folder:
+    with rendezvous_folder() as folder:
         ranks = Ranks(devices)
         try:
-            ranks.start(file, dtype, Path(folder) / "rendezvous")
+            ranks.start(file, dtype, folder / "rendezvous")
             ranks.results(progress)
             logger.info("Loaded the %s transformer onto %s", file.role.name, ", ".join(map(str, devices)))
             yield ranks
             ranks.finish()
         finally:
             ranks.kill()
+
+
+@contextmanager
+def rendezvous_folder() -> Iterator[Path]:
+    """A temporary folder that goes with the block; those that killed processes left are taken away first."""
+    for left in Path(gettempdir()).glob(f"{FOLDERS}*"):
+        with suppress(OSError), abandoned(left / "owner"):
+            if not left.is_symlink():
+                (left / "owner").unlink()
+                shutil.rmtree(left)
+    while True:
+        with TemporaryDirectory(prefix=FOLDERS) as name, (Path(name) / "owner").open("xb") as owner:
+            # Another process may have found it before it was held.
+            if hold(owner.fileno()):
+                yield Path(name)
+                return
 
 
 class Ranks:
@@ -169,7 +192,7 @@ class Ranks:
         loaded = [0] * len(self.pipes)
         while len(results) < len(self.pipes):
             waiting = {self.pipes[rank]: rank for rank in range(len(self.pipes)) if rank not in results}
-            ready = wait([*waiting, *(process.sentinel for process in self.processes)])
+            ready = self._news(waiting)
             for pipe in (pipe for pipe in waiting if pipe in ready):
                 rank, message = waiting[pipe], _received(pipe)
                 if isinstance(message, _Loading):
@@ -181,6 +204,27 @@ class Ranks:
                     self._fail(message)
             self._check_alive()
         return [results[rank] for rank in range(len(self.pipes))]
+
+    def _news(self, waiting: Mapping[Connection, int]) -> list[object]:
+        """Those of the pipes that have something to say, and the sentinels of processes that ended, once there are any.
+
+        Raises HappyHorseError if a rank stays stopped, or none is heard of for as long as they wait for one another.
+        """
+        quiet = held = 0.0
+        while not (ready := wait([*waiting, *(process.sentinel for process in self.processes)], LOOK)):
+            quiet += LOOK
+            stopped = [process.name for process in self.processes if _is_stopped(process)]
+            held = held + LOOK if stopped else 0.0
+            names = ", ".join(stopped or [self.processes[rank].name for rank in waiting.values()])
+            if held == LOOK:
+                logger.warning("waiting for the %s, which a signal has stopped", names)
+            if held >= STOPPED:
+                raise HappyHorseError(
+                    f"the {names} was stopped by a signal and did not go on for {held:.0f} s. Start again."
+                )
+            if quiet >= STUCK.total_seconds():
+                raise HappyHorseError(f"the {names} did not answer for {quiet / 60:.0f} minutes. Use fewer devices.")
+        return list(ready)
 
     def finish(self) -> None:
         """Lets them end by themselves."""
@@ -221,6 +265,14 @@ def _end(code: int | None) -> str:
     return f"ended with status {code}; what it wrote above says why."
 
 
+def _is_stopped(process: multiprocessing.process.BaseProcess) -> bool:
+    """Whether a signal holds a process, on Linux."""
+    with suppress(OSError):
+        state = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+        return state == "T"
+    return False
+
+
 def _received(pipe: Connection) -> _Loading | _Result | _Failure | None:
     """The next message; None where the pipe ended, as it does when a rank is killed."""
     with suppress(EOFError, ConnectionResetError):
@@ -238,7 +290,8 @@ def _interrupts_later() -> Iterator[None]:
     """Processes started meanwhile never see Ctrl-C, which a terminal sends to all, and this one sees it at the end.
 
     A process inherits what the thread that starts it blocks. That does not hold Ctrl-C back from this one, where any
-    thread may take it, and a process whose start it cut short would be lost. Windows has no such thing.
+    thread may take it, and a process whose start it cut short would be lost; so it would be by other signals that end
+    this one. Windows has no such thing.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -246,17 +299,20 @@ def _interrupts_later() -> Iterator[None]:
     # Python's helper for the processes starts with the first of them, and starting it lets the signals through again.
     resource_tracker.ensure_running()
     taken: list[tuple[int, FrameType | None]] = []
-    in_main = threading.current_thread() is threading.main_thread()  # the only one that Ctrl-C can cut short
-    handler = signal.signal(signal.SIGINT, lambda number, frame: taken.append((number, frame))) if in_main else None
+    in_main = threading.current_thread() is threading.main_thread()  # the only one that signals can cut short
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: handler for number in numbers if in_main and callable(handler := signal.getsignal(number))}
+    for number in handlers:
+        signal.signal(number, lambda number, frame: taken.append((number, frame)))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if in_main:
-            signal.signal(signal.SIGINT, handler or signal.SIG_DFL)
-        if taken and callable(handler):
-            handler(*taken[0])
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if taken:
+            handlers[signal.Signals(taken[0][0])](*taken[0])
 
 
 # in the processes

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import timedelta
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -24,9 +25,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from happyhorse_core.cli import main
+from happyhorse_core.dit import ranks as ranks_module
 from happyhorse_core.dit.load import TransformerFile, inspect_transformer, load_transformer
 from happyhorse_core.dit.parallel import check_ranks, share_table
-from happyhorse_core.dit.ranks import Ranks, _Failure, check_devices, transformer_on
+from happyhorse_core.dit.ranks import Ranks, _Failure, check_devices, rendezvous_folder, transformer_on
 from happyhorse_core.errors import CheckpointError, HappyHorseError, InputError
 from tools.make_tiny_checkpoints import write_transformer
 
@@ -190,6 +192,73 @@ def test_a_rank_that_is_killed_while_the_other_waits_for_it_is_named(file: Trans
     assert all_ended(ranks)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for the state of a process in /proc")
+def test_a_rank_that_stays_stopped_is_awaited_for_a_while_and_named(
+    file: TransformerFile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ranks_module, "LOOK", 0.125)
+    monkeypatch.setattr(ranks_module, "STOPPED", 0.5)
+    video, audio, text = latents()
+    said = "the transformer on cpu was stopped by a signal and did not go on for"
+    with pytest.raises(HappyHorseError, match=said), transformer_on(file, TWO, torch.float32) as ranks:
+        second = ranks.processes[1].pid
+        os.kill(second, signal.SIGSTOP)
+        threading.Timer(0.3, os.kill, (second, signal.SIGCONT)).start()
+        ranks.velocity(text)(video, audio, 0.5)
+        os.kill(second, signal.SIGSTOP)
+        ranks.velocity(text)(video, audio, 0.5)
+    assert all_ended(ranks)
+    assert "waiting for the transformer on cpu, which a signal has stopped" in caplog.text
+
+
+def test_ranks_that_say_nothing_are_named(file: TransformerFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks_module, "LOOK", 0.125)
+    monkeypatch.setattr(ranks_module, "STUCK", timedelta(seconds=0.5))
+    ranks = Ranks(TWO[:1])
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context(METHOD).Process(
+        target=time.sleep, args=(PATIENCE,), name="transformer on cpu"
+    )
+    process.start()
+    ranks.pipes, ranks.processes = [ours], [process]
+    with pytest.raises(HappyHorseError, match="the transformer on cpu did not answer"):
+        ranks.results()
+    ranks.kill()
+    theirs.close()
+
+
+KILLED = """
+import os, signal, sys
+from happyhorse_core.dit.ranks import rendezvous_folder
+with rendezvous_folder() as folder:
+    (folder / "rendezvous").touch()
+    if sys.argv[1] == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kills a process by a signal")
+def test_folders_of_killed_processes_are_taken_away_and_others_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", KILLED]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, "lives"], cwd=ROOT, env=environment, **pipes) as process:
+        living = Path(process.stdout.readline().strip())
+        subprocess.run([*command, "dies"], cwd=ROOT, env=environment, check=False)
+        (tmp_path / "happyhorse-ranks-link").symlink_to(living)
+        assert len(list(tmp_path.iterdir())) == 3
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        with rendezvous_folder() as folder:
+            assert set(tmp_path.iterdir()) == {living, folder, tmp_path / "happyhorse-ranks-link"}
+            assert (living / "rendezvous").exists()
+        process.communicate("")
+    assert [path.name for path in tmp_path.iterdir()] == ["happyhorse-ranks-link"]
+
+
 def test_a_death_explains_the_error_that_came_before_the_news_of_it() -> None:
     ranks = Ranks(TWO[:1])
     ours, theirs = multiprocessing.Pipe()
@@ -306,6 +375,11 @@ def test_devices_that_can_not_be_used_are_named_first(
     assert not list(tmp_path.iterdir())
 
 
+def end_all(process: subprocess.Popen, ranks: list[int]) -> None:
+    """What a service manager does."""
+    os.killpg(process.pid, signal.SIGTERM)
+
+
 def interrupt_all(process: subprocess.Popen, ranks: list[int]) -> None:
     """What a terminal does on Ctrl-C."""
     os.killpg(process.pid, signal.SIGINT)
@@ -358,6 +432,8 @@ def test_a_killed_process_is_named_also_while_it_is_still_ending() -> None:
         (interrupt_all, "Load transformer", 1, 130, "nothing was written"),
         (interrupt_all, "Load transformer", 2, 130, "nothing was written"),
         (interrupt_all, "Denoise", 2, 130, "nothing was written"),
+        (end_all, "Load transformer", 1, 143, "nothing was written"),
+        (end_all, "Denoise", 2, 143, "nothing was written"),
         (kill_rank, "Denoise", 2, 1, "error: the transformer on cpu was killed by signal 9"),
         (kill, "Denoise", 2, -signal.SIGKILL, ""),
     ],
