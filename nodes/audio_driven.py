@@ -10,6 +10,7 @@ from torch import Tensor
 from ..happyhorse_core import geometry
 from ..happyhorse_core.media.sound import soundtrack_from_array
 from .host import checks
+from .host.inputs import checked
 from .host.latents import CATEGORY, ORIGINAL, streams_of, video_mask, with_length
 
 log = logging.getLogger("happyhorse")
@@ -43,6 +44,7 @@ class HappyHorseAudioToVideo(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, audio_vae: object, audio: dict, latent: dict) -> io.NodeOutput:
         video, _ = streams_of(latent)
         checks.check_audio_vae(audio_vae, "audio_vae")

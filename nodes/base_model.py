@@ -10,6 +10,7 @@ from ..happyhorse_core.sampling.schedule import MAX_STEPS
 from .host import checks
 from .host.diffusion import HappyHorseModel
 from .host.guider import TwoStreamGuider
+from .host.inputs import checked
 from .host.latents import as_pair
 from .host.sampling import CATEGORY, sample_from_noise, seed_input
 from .host.solver import unipc_sampler
@@ -81,6 +82,7 @@ class HappyHorseGuider(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: ModelPatcher,
@@ -126,6 +128,7 @@ class HappyHorseBaseSampler(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: ModelPatcher,

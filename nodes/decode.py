@@ -9,6 +9,7 @@ from torch import Tensor
 from ..happyhorse_core import geometry
 from ..happyhorse_core.video_vae.tiling import OVERLAP
 from .host import checks
+from .host.inputs import checked
 from .host.latents import original_audio, streams_of
 from .host.vae import decode_frames
 
@@ -61,6 +62,7 @@ class HappyHorseDecode(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls, latent: dict, vae: object, audio_vae: object, tile_size: int = 0, overlap: int = PIXEL_OVERLAP
     ) -> io.NodeOutput:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..happyhorse_core import extend, geometry
 from ..happyhorse_core.audio_vae.resample import resample_fft
 from .host import checks
+from .host.inputs import checked
 from .host.latents import CATEGORY, ORIGINAL, audio_mask, encode_image, first_frame_mask, streams_of, with_first_frame
 
 log = logging.getLogger("happyhorse")
@@ -54,6 +55,7 @@ class HappyHorseExtend(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls, video: Input.Video, vae: object, audio_vae: object, latent: dict, overlap: float = extend.OVERLAP_SECONDS
     ) -> io.NodeOutput:
@@ -118,6 +120,7 @@ class HappyHorseJoinClips(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         video: Input.Video,

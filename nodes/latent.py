@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..happyhorse_core import geometry
+from .host.inputs import checked
 from .host.latents import CATEGORY, audio_mask, encode_image, first_frame_mask, streams_of, with_first_frame
 
 log = logging.getLogger("happyhorse")
@@ -65,6 +66,7 @@ class HappyHorseEmptyLatent(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, width: int, height: int, seconds: float, frames: int = 0, batch_size: int = 1) -> io.NodeOutput:
         length = geometry.check_frames(frames) if frames else geometry.frames_from_seconds(seconds)
         shape = geometry.ClipShape(*geometry.snap_size(width, height), length)
@@ -105,6 +107,7 @@ class HappyHorseImageToVideo(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, vae: object, image: Tensor, latent: dict) -> io.NodeOutput:
         video, audio = streams_of(latent)
         stride = geometry.SPATIAL_STRIDE

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from .host import files
+from .host.inputs import checked
 from .host.load import AUTO, DEFAULT, ROLE_CHOICES, WEIGHT_DTYPES, load_diffusion_model
 from .host.text_encoder import DEVICES, load_clip
 from .host.vae import load_audio_vae, load_video_vae
@@ -51,6 +52,7 @@ class HappyHorseModelLoader(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model_name: str, weight_dtype: str = DEFAULT, role: str = AUTO) -> io.NodeOutput:
         path = files.resolve_entry("diffusion_models", model_name, "model_name")
         return io.NodeOutput(load_diffusion_model(path, role, weight_dtype))
@@ -90,6 +92,7 @@ class HappyHorseTextEncoderLoader(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, text_encoder_name: str, weight_dtype: str = DEFAULT, device: str = DEFAULT) -> io.NodeOutput:
         path = files.resolve_entry("text_encoders", text_encoder_name, "text_encoder_name")
         return io.NodeOutput(load_clip(path, weight_dtype, device))
@@ -126,6 +129,7 @@ class HappyHorseVideoVAELoader(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, decoder_name: str, encoder_name: str = NO_FILE) -> io.NodeOutput:
         decoder = files.resolve_entry("vae", decoder_name, "decoder_name")
         encoder = None if encoder_name == NO_FILE else files.resolve_entry("vae", encoder_name, "encoder_name")
@@ -156,5 +160,6 @@ class HappyHorseAudioVAELoader(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, audio_vae_name: str) -> io.NodeOutput:
         return io.NodeOutput(load_audio_vae(files.resolve_entry("vae", audio_vae_name, "audio_vae_name")))

@@ -8,6 +8,7 @@ from server import PromptServer
 from ..happyhorse_core.negative_prompt import DEFAULT_NEGATIVE_PROMPT
 from ..happyhorse_core.prompt import LANGUAGES, NO_SOUND, Line, build_prompt, count_words, length_warning
 from .host import checks
+from .host.inputs import checked
 
 log = logging.getLogger("happyhorse")
 
@@ -74,6 +75,7 @@ class HappyHorsePrompt(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         description: str,
@@ -134,6 +136,7 @@ class HappyHorseNegativePrompt(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, clip: object, text: str) -> io.NodeOutput:
         checks.check_clip(clip, "clip")
         return io.NodeOutput(clip.encode_from_tokens_scheduled(clip.tokenize(text)))

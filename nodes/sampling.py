@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 from ..happyhorse_core.sampling.schedule import MAX_STEPS, SHIFT, flow_sigmas
 from .host import checks
+from .host.inputs import checked
 from .host.latents import as_pair
 from .host.sampling import CATEGORY, sample_distilled, seed_input
 from .host.solver import unipc_sampler
@@ -47,6 +48,7 @@ class HappyHorseSampler(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model: ModelPatcher, positive: list, latent: dict, seed: int, steps: int = 8) -> io.NodeOutput:
         inner = checks.check_model(model)
         checks.check_generator(inner)
@@ -94,6 +96,7 @@ class HappyHorseSigmas(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, steps: int, shift: float = SHIFT) -> io.NodeOutput:
         return io.NodeOutput(flow_sigmas(steps, shift))
 
@@ -113,5 +116,6 @@ class HappyHorseSamplerUniPC(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls) -> io.NodeOutput:
         return io.NodeOutput(unipc_sampler())

@@ -12,6 +12,7 @@ from ..happyhorse_core import geometry, super_resolution
 from ..happyhorse_core.sampling.guidance import SR_SCALE
 from ..happyhorse_core.sampling.schedule import MAX_STEPS
 from .host import checks
+from .host.inputs import checked
 from .host.latents import audio_mask, encode_image, first_frame_is_held, fresh_mask, streams_of
 from .host.sampling import CATEGORY, seed_input
 from .host.super_resolution import AUTO, LOCAL_CHOICES, guided_by_frame, refine, start_state, with_local_attention
@@ -95,6 +96,7 @@ class HappyHorseSuperResolution(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         sr_model: ModelPatcher,

@@ -113,8 +113,6 @@ def one_image(image: Tensor, field: str) -> Tensor:
 
 def one_audio(audio: Any, field: str) -> tuple[Tensor, int]:
     """An AUDIO of one item -> its waveform [C, N] and its sample rate, both as they are."""
-    if audio is None:
-        raise ValueError(f"{field}: found no sound. The video that it came from may have no sound track.")
     waveform = audio["waveform"]
     if waveform.ndim != 3 or waveform.shape[0] != 1:
         raise ValueError(

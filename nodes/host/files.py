@@ -8,10 +8,12 @@ from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 import folder_paths
 
 from ...happyhorse_core.dit.roles import BASE, DISTILLED
+from ...happyhorse_core.errors import InputError, one_line
 from ...happyhorse_core.model_folder import AUDIO_VAE, IMAGE_ENCODER, TEXT_ENCODER, TRANSFORMERS, VIDEO_DECODER
 
 SHARD = re.compile(r"^(?P<stem>.+)-\d{5}-of-\d{5}\.safetensors$")
 
+LONGEST_SHOWN = 300
 SHIPPED = "HappyHorse-Pony"
 """What the entries of the Pony begin with, the small model that comes with the pack."""
 SHIPPED_FOLDER = Path(__file__).resolve().parents[2] / "pony"
@@ -60,9 +62,9 @@ def resolve_entry(kind: str, name: str, field: str) -> str:
         for place in places:
             if os.path.exists(place):  # noqa: PTH110 - Path.exists raises for a name that is too long
                 return str(place)
-    raise ValueError(
-        f"{field}: {name!r} is not in the {kind} folder ({', '.join(map(str, roots))}). Put the file or folder there "
-        "and refresh, or choose another."
+    raise InputError(
+        f"{field}: {one_line(name, LONGEST_SHOWN)!r} is not in the {kind} folder ({', '.join(map(str, roots))}). "
+        "Put the file or folder there and refresh, or choose another."
     )
 
 

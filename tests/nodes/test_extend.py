@@ -237,7 +237,7 @@ def test_overlaps_that_do_not_fit():
         go_on(overlap=33 / 25)
     with pytest.raises(ValueError, match="overlap: found 33 frames .*, but the next clip has 33"):
         join(video(), video(33), 33)
-    with pytest.raises(ValueError, match="overlap: found 0 s, expected 0.04 to 10 s"):
+    with pytest.raises(ValueError, match="overlap: found 0.0, expected a number from 0.04 to 10"):
         go_on(overlap=0.0)
 
 

@@ -58,7 +58,7 @@ def test_the_prompt_can_be_encoded():
         ({"speaker_2": "Man"}, "words_2: found nothing; fill in both"),
         ({"words_4": "Hello."}, "speaker_4: found nothing; fill in both"),
         ({"speaker_1": "a > b", "words_1": "Hello."}, "speaker_1: found angle brackets"),
-        ({"speaker_1": "a", "words_1": "b", "language_1": "Latin"}, "language_1: found 'Latin', expected one of"),
+        ({"speaker_1": "a", "words_1": "b", "language_1": "Latin"}, "language_1: found the text 'Latin', expected"),
         ({"background_sound": "a < b"}, "background_sound: found angle brackets"),
     ],
 )

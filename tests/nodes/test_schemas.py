@@ -2,12 +2,14 @@
 
 import ast
 import asyncio
+import inspect
 import json
 from pathlib import Path
 
 import happyhorse_pack
 import pytest
 from happyhorse_pack.nodes import NODES, comfy_entrypoint
+from happyhorse_pack.nodes.host import inputs
 
 ROOT = Path(happyhorse_pack.__file__).parent
 PACK_FILES = sorted((ROOT / "nodes").glob("*.py"))
@@ -36,8 +38,15 @@ def test_every_input_and_output_is_explained(node):
 @each_node
 def test_inputs_are_the_arguments_of_execute(node):
     names = {item.id for item in node.GET_SCHEMA().inputs}
-    code = node.execute.__func__.__code__
-    assert set(code.co_varnames[1 : code.co_argcount]) == names
+    assert set(inspect.signature(node.execute).parameters) == names
+
+
+@each_node
+def test_every_input_is_checked(node):
+    """``checked`` knows the kind of each input, and stands before every ``execute``."""
+    assert node.execute.__func__.__wrapped__
+    for item in node.GET_SCHEMA().inputs:
+        assert item.get_io_type() in inputs.WIDGETS | inputs.SOCKETS
 
 
 @each_node

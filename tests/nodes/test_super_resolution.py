@@ -248,7 +248,7 @@ def test_latents_that_are_no_clip(latent, words):
     [
         ((64, 96), "width: found 64, expected at least 96"),
         ((96, 40), "height: found 32, expected at least 64"),
-        ((8192, 64), "width: found 8192, expected 32 to 4096"),
+        ((8192, 64), "width: found 8192, expected a whole number from 0 to 4096"),
         ((96, -32), "height: found -32, expected"),
     ],
 )
