@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Sequence
 from math import prod
@@ -42,8 +43,9 @@ from .super_resolution import TRAINED_SIZES, shape_warnings
 
 logger = logging.getLogger(__name__)
 
-INTERRUPTED, READER_GONE = 130, 141
-"""What shells say of programs that were ended by Ctrl-C, or because nobody read their output any more."""
+READER_GONE = 141
+"""What shells say of a program that was ended because nobody read its output any more."""
+NO_MEMORY = "Close other programs, or for a clip choose a smaller --size or fewer --seconds."
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 PARTS = ("transformer", "text_encoder", "video_decoder", "audio_vae", "image_encoder", "sr_transformer")
 
@@ -329,11 +331,10 @@ def run_generate(args: argparse.Namespace) -> int:
             shape = generate(request, files, args.output, machine, bars.open)
     finally:
         bars.close()
-    print(
+    return _tell(
         f"{one_line(str(args.output))}: {shape.width}x{shape.height}, {shape.video_frames} frames, "
         f"{shape.seconds:.2f} s, seed {request.seed}, {request.role.name} model"
     )
-    return 0
 
 
 def _convert(args: argparse.Namespace) -> int:
@@ -342,36 +343,50 @@ def _convert(args: argparse.Namespace) -> int:
         done = run_convert(args, bars.open)
     finally:
         bars.close()
-    print(one_line(done))
-    return 0
+    return _tell(one_line(done))
 
 
 def _inspect(args: argparse.Namespace) -> int:
     text, usable = run_inspect(args)
+    return _tell(text) or int(not usable)
+
+
+def _tell(text: str) -> int:
+    """Prints what a command found or did."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # Who read it has gone, as ``| head`` does; Python would still try to write the rest when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return READER_GONE
-    return 0 if usable else 1
+        return _reader_gone()
+    return 0
+
+
+def _reader_gone() -> int:
+    """Who read the output has gone, as ``| head`` does; Python would still try to write the rest when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
+    return READER_GONE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns the exit status: 0 done, 1 an error that was explained, 130 stopped by Ctrl-C."""
-    args = build_parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, handlers=[_BarSafeHandler()])
+    """Runs a command and returns the exit status: 0 done, 1 an error that was explained, 128 + the number of a signal.
+
+    A KeyboardInterrupt may hold that number; without one it is Ctrl-C's. Ends with status 2 for wrong arguments.
+    """
     try:
+        args = build_parser().parse_args(arguments)
+        logging.basicConfig(level=logging.WARNING, handlers=[_BarSafeHandler()])
         return args.run(args)
+    except BrokenPipeError:
+        return _reader_gone()
     except HappyHorseError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        way_out = "\nChoose a smaller --size or fewer --seconds." if args.run is run_generate else ""
-        print(f"error: not enough memory: {error}{way_out}", file=sys.stderr)
+        print(f"error: not enough memory: {one_line(str(error)).rstrip('.')}. {NO_MEMORY}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("stopped; nothing was written", file=sys.stderr)
-        return INTERRUPTED
+        return 128 + int(*stop.args or (signal.SIGINT,))

@@ -336,8 +336,16 @@ def command(models: Path, output: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGINT to send to one process on Windows")
-@pytest.mark.parametrize("stage", ["Denoise", "Decode video"])
-def test_ctrl_c_leaves_nothing(models: Path, tmp_path: Path, stage: str) -> None:
+@pytest.mark.parametrize(
+    ("stage", "number"),
+    [
+        ("Denoise", signal.SIGINT),
+        ("Decode video", signal.SIGINT),
+        ("Denoise", signal.SIGTERM),
+        ("Denoise", signal.SIGHUP),
+    ],
+)
+def test_a_signal_that_ends_it_leaves_nothing(models: Path, tmp_path: Path, stage: str, number: int) -> None:
     output = tmp_path / "clip.mp4"
     output.write_bytes(b"an older clip")
     arguments = ("--seconds", "12", "--size", "192x192", "--steps", "20")
@@ -345,13 +353,42 @@ def test_ctrl_c_leaves_nothing(models: Path, tmp_path: Path, stage: str) -> None
     seen, deadline = b"", time.monotonic() + 120
     while stage.encode() not in seen and time.monotonic() < deadline:
         seen += os.read(process.stderr.fileno(), 4096)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     error = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
-    assert b"nothing was written" in error
+    assert process.returncode == 128 + number
+    assert b"stopped; nothing was written" in error
     assert b"Traceback" not in error
     assert output.read_bytes() == b"an older clip"
     assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGINT to send to one process on Windows")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_libraries_are_loaded_ends_it_in_one_line(number: int) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "happyhorse_core", "generate", "--help"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while b"torch" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(number)
+        shown, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert [line for line in error.splitlines() if not line.startswith(b"import time:")] == [
+        b"stopped; nothing was written"
+    ]
+    assert not shown
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals")
+def test_a_signal_that_was_ignored_from_the_start_stays_so(models: Path, tmp_path: Path) -> None:
+    output = tmp_path / "clip.mp4"
+    ignoring = ["bash", "-c", 'trap "" HUP; exec "$@"', "bash"]  # what nohup does
+    arguments = command(models, output, "--seconds", "0.2", "--size", "64x64")
+    with subprocess.Popen([*ignoring, *arguments], cwd=ROOT, stderr=subprocess.PIPE) as process:
+        while b"Denoise" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGHUP)
+        process.communicate(timeout=60)
+    assert process.returncode == 0 and output.is_file()
 
 
 def test_too_little_memory_is_an_error_and_not_a_crash(models: Path, tmp_path: Path) -> None:
