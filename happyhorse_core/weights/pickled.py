@@ -15,11 +15,13 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .files import read_start
-from .tensors import TensorEntry
+from .tensors import TensorEntry, check_shape
 
 _WRAPPERS = ("ema_state_dict", "state_dict", "model")
 """Where training programs put the weights, best first; smoothed (EMA) weights are the ones to run."""
 _MAX_NESTING = 4
+_LONGEST_PICKLE = 64 << 20
+"""Bytes of an archive's pickle. That of the released files has 30 to 60 kB."""
 _MODULE_PREFIX = "module."
 """Left on names by distributed training."""
 _IMPORTS = {"GLOBAL", "STACK_GLOBAL", "INST"}
@@ -59,6 +61,7 @@ def read_pickled(path: Path) -> dict[str, TensorEntry]:
         if short in entries:
             raise CheckpointError(f"{path}: found both {short} and {_MODULE_PREFIX}{short}; expected only one.")
         _check_plain(path, short, tensor)
+        check_shape(f"{path}: tensor {short}", tuple(tensor.shape))
         entries[short] = TensorEntry(path, tuple(tensor.shape), tensor.dtype, tensor.detach)
     return entries
 
@@ -88,6 +91,8 @@ def _load_safely(path: Path) -> Any:
         content = None if is_program else torch.load(str(path), map_location="cpu", weights_only=True, mmap=is_archive)
     except pickle.UnpicklingError as error:
         raise _refused(path, str(error)) from error
+    except CheckpointError:
+        raise
     except _DAMAGED as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(
@@ -101,9 +106,31 @@ def _load_safely(path: Path) -> Any:
 def _is_program(path: Path, is_archive: bool) -> bool:
     """Whether this is one of the two kinds that PyTorch before 2.6 loaded without heeding ``weights_only``."""
     if not is_archive:
-        return tarfile.is_tarfile(path)
+        return _is_tar(path)
     with zipfile.ZipFile(path) as archive:
-        return any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist())
+        records = {record.filename.rpartition("/")[2]: record for record in archive.infolist()}
+    if "constants.pkl" in records:
+        return True
+    for name, record in records.items():
+        # What is packed unfolds in memory, and tensors that are mapped from it would have wrong values.
+        if record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size:
+            raise CheckpointError(f"{path}: record {name}: found it compressed; PyTorch stores it plain. {_EXPECTED}")
+    pickled = records.get("data.pkl")
+    if pickled is not None and pickled.file_size > _LONGEST_PICKLE:
+        raise CheckpointError(
+            f"{path}: record data.pkl: found {pickled.file_size:,} bytes, at most {_LONGEST_PICKLE:,} are read: it "
+            f"holds names and shapes alone. {_EXPECTED}"
+        )
+    return False
+
+
+def _is_tar(path: Path) -> bool:
+    """Whether this is a tar as PyTorch knows it, not packed: to look into packed ones may mean to read a file whole."""
+    try:
+        tarfile.open(path, "r:").close()
+    except tarfile.TarError:
+        return False
+    return True
 
 
 def _refused(path: Path, message: str) -> CheckpointError:
@@ -119,7 +146,7 @@ def _is_plain_pickle_with_imports(path: Path) -> bool:
     """Whether this is a pickle of newer kinds than PyTorch reads that would import something; it is only listed."""
     try:
         with path.open("rb") as file:
-            return not _IMPORTS.isdisjoint([step.name for step, _, _ in pickletools.genops(file)])
+            return any(step.name in _IMPORTS for step, _, _ in pickletools.genops(file))
     except (ValueError, OSError):
         return False
 

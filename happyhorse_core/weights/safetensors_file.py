@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .files import read_start, unreadable
-from .json_file import parse_object
-from .tensors import TensorEntry
+from .json_file import is_whole, parse_object, shown
+from .tensors import TensorEntry, check_shape
 
 DTYPE_NAMES = {
     "F64": "float64",
@@ -44,6 +44,8 @@ DTYPE_NAMES = {
 LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000
 """The limit that the format itself sets."""
+_MOST_TENSORS = 100_000
+"""Far beyond any model: the released ones have 650 to 1,400."""
 _IS_COMMON_LINUX = sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64")
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000) if _IS_COMMON_LINUX else None
 """Not every Python names this flag of Linux; its value is the same on these machines."""
@@ -77,6 +79,8 @@ class SafetensorsFile:
         header, data_begin = _read_header(path)
         metadata = header.pop("__metadata__", None)
         self.metadata = {str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {}
+        if len(header) > _MOST_TENSORS:
+            raise CheckpointError(f"{path}: found {len(header):,} tensors; no model has more than {_MOST_TENSORS:,}.")
         spans = {name: _parse_span(path, name, fields, data_begin) for name, fields in header.items()}
         _check_places(path, spans, data_begin)
         _check_size(path, max((span.end for span in spans.values()), default=data_begin))
@@ -203,14 +207,16 @@ def _parse_span(path: Path, name: str, fields: Any, data_begin: int) -> _Span:
     """The place of one tensor, from its fields in the header, once they agree with each other."""
     try:
         dtype_name, shape, (begin, end) = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"]
-        numbers_good = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        numbers_good = all(is_whole(number, 0, 2**63) for number in (*shape, begin, end))
     except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"{path}: tensor {name}: its dtype, shape or place is missing from the header."
         ) from error
     dtype = getattr(torch, DTYPE_NAMES.get(str(dtype_name), ""), None)
     if dtype is None:
-        raise CheckpointError(f"{path}: tensor {name}: found dtype {dtype_name}, which can't be read here.")
+        raise CheckpointError(f"{path}: tensor {name}: found dtype {shown(dtype_name)}, which can't be read here.")
+    if numbers_good:
+        check_shape(f"{path}: tensor {name}", shape)
     if not numbers_good or end - begin != prod(shape) * dtype.itemsize:
         raise CheckpointError(
             f"{path}: tensor {name}: {dtype_name} of shape {list(shape)} does not fit bytes {begin} to {end}. "

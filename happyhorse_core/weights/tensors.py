@@ -10,7 +10,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, one_line
+
+_MOST_DIMENSIONS = 8
+_LARGEST_DIMENSION = 2**28
+"""Far beyond any model. A matrix of such sides, stacked for three experts, has a number of bytes that 64 bits hold."""
+
+
+def check_shape(where: str, shape: tuple[int, ...]) -> None:
+    """Raises CheckpointError, naming ``where``, for a shape from a file from which no network could be built."""
+    if len(shape) > _MOST_DIMENSIONS or max(shape, default=0) > _LARGEST_DIMENSION:
+        raise CheckpointError(
+            f"{where}: found shape {one_line(str(shape), 100)}; expected at most {_MOST_DIMENSIONS} dimensions, each "
+            f"at most {_LARGEST_DIMENSION:,}. The file is damaged; download it again."
+        )
 
 
 def _keep() -> None:

@@ -145,3 +145,32 @@ def test_pickled_tensor_that_is_not_plain_is_refused(tmp_path: Path, form: str, 
     odd = TENSOR_FORMS[form](torch.ones(3, 2))
     torch.save(some_tensors() | {"odd": odd}, tmp_path / "x.ckpt")
     assert_refused(tmp_path / "x.ckpt", "tensor 'odd'", said)
+
+
+def test_archive_that_unfolds_in_memory_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1000)}, tmp_path / "plain.ckpt")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.ckpt") as plain,
+        zipfile.ZipFile(tmp_path / "packed.ckpt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for record in plain.infolist():
+            packed.writestr(record.filename, plain.read(record))
+    assert_refused(tmp_path / "packed.ckpt", "record", "found it compressed")
+
+
+def test_archive_with_a_huge_pickle_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "large.ckpt"
+    torch.save({"a": torch.ones(1), "b": "x" * ((64 << 20) + 1)}, path)
+    assert_refused(path, "record data.pkl", "at most 67,108,864 are read")
+
+
+def test_a_shape_from_which_no_network_could_be_built_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.empty(2**40, 0)}, tmp_path / "x.ckpt")
+    assert_refused(tmp_path / "x.ckpt", "tensor a: found shape (1099511627776, 0)")
+
+
+@pytest.mark.parametrize("name", ["x.ckpt", "x.safetensors", "x.safetensors.index.json"])
+def test_a_terabyte_of_nothing_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    os.truncate(tmp_path / name, 1 << 40)
+    assert_refused(tmp_path / name)

@@ -167,7 +167,7 @@ def test_file_too_large_to_map_is_read_tensor_by_tensor(tmp_path: Path) -> None:
     size = 4 << 30
     path = tmp_path / "large.safetensors"
     header = {
-        "filler": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]},
+        "filler": {"dtype": "U8", "shape": [64, size // 64], "data_offsets": [0, size]},
         "x": {"dtype": "F32", "shape": [2], "data_offsets": [size, size + 8]},
     }
     write_raw(path, header)
@@ -191,11 +191,11 @@ def test_file_too_large_to_map_is_read_tensor_by_tensor(tmp_path: Path) -> None:
 def test_opening_and_mapping_more_than_the_machine_has(tmp_path: Path) -> None:
     size = 2 * os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE
     path = tmp_path / "huge.safetensors"
-    header = {"x": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}
+    header = {"x": {"dtype": "F32", "shape": [size // 4096, 1024], "data_offsets": [0, size]}}
     text = json.dumps(header)
     write_raw(path, text.ljust(-(-len(text) // 8) * 8).encode())
     os.truncate(path, path.stat().st_size + size)
-    assert open_source(path).read("x")[-3:].tolist() == [0, 0, 0]
+    assert open_source(path).read("x")[-1, -3:].tolist() == [0, 0, 0]
 
 
 # Paths
@@ -404,11 +404,27 @@ FLOAT = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         (b'{"x": ' + b"[" * 100_000, "no valid JSON"),
         ({"__metadata__": {"a": "b"}}, "no tensors"),
         ({}, "no tensors"),
-        ({"x": {**FLOAT, "dtype": "F4"}}, "tensor x: found dtype F4"),
+        ({"x": {**FLOAT, "dtype": "F4"}}, "tensor x: found dtype 'F4'"),
         ({"x": {**FLOAT, "shape": [3]}}, "tensor x: F32 of shape [3] does not fit bytes 0 to 8"),
         ({"x": {**FLOAT, "shape": [-2]}}, "tensor x"),
         ({"x": {**FLOAT, "shape": [2.0]}}, "tensor x"),
         ({"x": {**FLOAT, "shape": 2}}, "tensor x"),
+        (
+            {"x": {**FLOAT, "shape": [2**62, 0], "data_offsets": [0, 0]}},
+            "tensor x: found shape (4611686018427387904, 0)",
+        ),
+        ({"x": {**FLOAT, "shape": [2**28 + 1, 0], "data_offsets": [0, 0]}}, "each at most 268,435,456"),
+        ({"x": {**FLOAT, "shape": [2, *[1] * 8]}}, "expected at most 8 dimensions"),
+        ({"x": {**FLOAT, "shape": [2, *[1] * 10**5]}}, "expected at most 8 dimensions"),
+        ({"x": {**FLOAT, "shape": [-(2**63), -(2**63)]}}, "tensor x"),
+        ({"x": {**FLOAT, "data_offsets": [-8, 0]}}, "tensor x"),
+        ({"x": {**FLOAT, "data_offsets": [2**63 - 8, 2**63 - 1]}}, "tensor x"),
+        ({"x": {**FLOAT, "shape": [10**30]}}, "no valid JSON"),
+        (b'{"x": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 8]}}', "Infinity is no number"),
+        (
+            {f"x{n}": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for n in range(100_001)},
+            "found 100,001 tensors",
+        ),
         ({"x": {**FLOAT, "data_offsets": [8, 0]}}, "tensor x"),
         ({"x": {**FLOAT, "data_offsets": [0]}}, "tensor x"),
         ({"x": {"dtype": "F32"}}, "tensor x"),
