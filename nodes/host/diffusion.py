@@ -25,9 +25,12 @@ from ...happyhorse_core.dit.roles import Role
 from ...happyhorse_core.text.tokenizer import MAX_TOKENS
 from .latent_format import AUDIO_LATENT, VIDEO_LATENT, HappyHorseLatent, is_pair
 from .ops import host_operations, let_layers_choose
+from .unread import Unread
 
 PATCH_VALUES = geometry.VIDEO_CHANNELS * 4
 """Latent values that make one video token: 48 channels of a 2 x 2 patch."""
+MISSING = "found a HappyHorse model, which has no {}, expected one that this node was made for. Take the node away."
+"""What is said of an attribute or a key of other models."""
 LOCAL_LAYERS = "happyhorse_local_layers"
 """Key of ``transformer_options``: the layers with local attention, where it is not the checkpoint's own choice."""
 
@@ -46,19 +49,34 @@ class HostTransformer(HappyHorseTransformer):
     ) -> None:
         super().__init__(config, operations=host_operations(operations), dtype=dtype, device=device)
         self.dtype = dtype
+        self.in_channels = config.video_channels  # nodes that guide ask for it
         let_layers_choose(self.block.layers)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise AttributeError(f"model: {MISSING.format(name)}") from None
 
     def forward(
         self,
         x: list[Tensor],
-        timestep: Tensor,
+        timestep: Tensor | None = None,
         context: Tensor | None = None,
         control: Any = None,
         transformer_options: dict[str, Any] | None = None,
         compute_dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> list[Tensor]:
-        """Streams [video [B, 48, T, H, W], audio [B, 64, A]] -> their velocities. The model takes no timestep."""
+        """Streams [video [B, 48, T, H, W], audio [B, 64, A]] -> their velocities. The model takes no timestep.
+
+        Raises ValueError for anything but two streams.
+        """
+        if not isinstance(x, list) or len(x) != 2:
+            raise ValueError(
+                "model: found a node that gives the model pictures, expected one that gives it latents of picture and "
+                "sound. It was made for another model, such as a detector."
+            )
         options = transformer_options if transformer_options is not None else {}
         wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
         if wrappers:
@@ -71,7 +89,7 @@ class HostTransformer(HappyHorseTransformer):
     def _forward(
         self,
         x: list[Tensor],
-        timestep: Tensor,
+        timestep: Tensor | None = None,
         context: Tensor | None = None,
         control: Any = None,
         transformer_options: dict[str, Any] | None = None,
@@ -126,6 +144,7 @@ class HappyHorseModel(comfy.model_base.BaseModel):
 
     def __init__(self, model_config: "HappyHorseConfig", device: torch.device | None = None) -> None:
         super().__init__(model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=HostTransformer)
+        self._unread = Unread()
 
     @property
     def role(self) -> Role:
@@ -156,9 +175,25 @@ class HappyHorseModel(comfy.model_base.BaseModel):
         video = fn(latent[..., :split].reshape(latent.shape[0], *shapes[0][1:]))
         return torch.cat([video.reshape(latent.shape[0], 1, split), latent[..., split:]], dim=-1)
 
+    def apply_model(
+        self, x: Tensor, t: Tensor, *args: Any, transformer_options: dict[str, Any] | None = None, **kwargs: Any
+    ) -> Tensor:
+        """One call of the model in a sampling. What its options hold for other models is said in words."""
+        options = {} if transformer_options is None else transformer_options
+        whole = {} if self.current_patcher is None else self.current_patcher.model_options
+        self._unread.check(options, whole, len(self.diffusion_model.block.layers))
+        return super().apply_model(x, t, *args, transformer_options=options, **kwargs)
+
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
-        """Text by CONDRegular: tokens repeated to a common length would change a model that attends to them jointly."""
+        """Text by CONDRegular: tokens repeated to a common length would change a model that attends to them jointly.
+
+        The host calls it for each prompt before a sampling, and some nodes within one: those don't name the streams.
+        """
         shapes = kwargs.get("latent_shapes")
+        if shapes is None:
+            shapes = self.latent_shapes
+        else:
+            self._unread = Unread()
         text = kwargs.get("cross_attn")
         self._check_streams(shapes)
         self._check_text(text)
@@ -212,6 +247,16 @@ class HappyHorseModel(comfy.model_base.BaseModel):
         return activation_bytes(tokens, self.model_config.transformer.hidden_size, itemsize)
 
 
+class NetworkConfig(dict[str, Any]):
+    """The host's ``unet_config``: what other nodes look up in it and is not there is refused in a sentence."""
+
+    def __missing__(self, key: str) -> Any:
+        raise ValueError(f"model: {MISSING.format(key)}")
+
+    def copy(self) -> "NetworkConfig":
+        return NetworkConfig(self)
+
+
 class HappyHorseConfig(comfy.supported_models_base.BASE):
     """The host's description of one loaded checkpoint."""
 
@@ -223,7 +268,7 @@ class HappyHorseConfig(comfy.supported_models_base.BASE):
     supported_inference_dtypes = [torch.bfloat16, torch.float32]
 
     def __init__(self, transformer: TransformerConfig, role: Role) -> None:
-        super().__init__({"image_model": "happyhorse", "config": transformer})
+        super().__init__(NetworkConfig(image_model="happyhorse", config=transformer))
         self.transformer = transformer
         self.role = role
 

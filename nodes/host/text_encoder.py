@@ -165,7 +165,8 @@ class HostTextModel(nn.Module):
 
     def memory_estimation_function(self, tokens: Tokens, device: torch.device | None = None) -> int:
         """Bytes of working memory: the gated layer in float32 and its inputs, for each token."""
-        length = max(1, len(tokens[TOKENS][0]))
+        # A node that saves the weights loads them without a prompt.
+        length = max(1, len(tokens.get(TOKENS, [[]])[0]))
         return length * self.encoder.config.intermediate_size * 4 * 8
 
     def encode_token_weights(self, tokens: Tokens) -> tuple[Tensor, None]:

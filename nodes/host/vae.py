@@ -111,6 +111,8 @@ class VideoAutoencoder(nn.Module):
 class AudioAutoencoder(nn.Module):
     """Oobleck at the model's clock. Takes sound at 51,200 Hz, gives it at 44,100 Hz."""
 
+    output_sample_rate = geometry.OUTPUT_SAMPLE_RATE  # for nodes that ask the network
+
     def __init__(self, oobleck: Oobleck) -> None:
         super().__init__()
         self.oobleck = oobleck
