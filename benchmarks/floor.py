@@ -1,7 +1,9 @@
-"""The floor of a stage: its matmuls, convolutions and attention alone, on the very tensors of a real run.
+"""The floor of a stage: its matmuls, convolutions and attention alone, on the very numbers of a real run.
 
-All layers of the core come from an injected ``operations`` object. ``Recorder.operations`` stands in for it, notes
-every call while the stage runs once, and ``replay`` makes the same calls again and nothing else.
+All layers of the core come from an injected ``operations`` object. ``Recorder.operations`` stands in for it and notes
+every call while the stage runs once. ``replay`` computes the same again and nothing else, from tensors as the kernels
+like them best: products of two contiguous axes, attention on contiguous heads, weights in the dtype of the product. So
+what a call of the core loses by the strides of its inputs is above the floor, not in it.
 """
 
 import time
@@ -26,11 +28,6 @@ class Recorder:
     recording: bool = False
     calls: list[Callable[[], Tensor]] = field(default_factory=list)
 
-    def note(self, call: Callable[[], Tensor]) -> None:
-        """Keeps a call, and with it the tensors that it computes on, while recording."""
-        if self.recording:
-            self.calls.append(call)
-
     def operations(self) -> type:
         """An ``operations`` class whose layers and attention tell this recorder what they compute."""
         members: dict[str, Any] = {name: self._layer(getattr(TorchOps, name)) for name in LAYERS}
@@ -40,13 +37,16 @@ class Recorder:
         return type("RecordingOps", (TorchOps,), members)
 
     def _layer(self, kind: type[nn.Module]) -> type[nn.Module]:
-        note = self.note
+        recorder = self
 
         class Recording(kind):
             def forward(self, *inputs: Tensor) -> Tensor:
-                plain = super().forward
-                note(lambda: plain(*inputs))
-                return plain(*inputs)
+                if recorder.recording and issubclass(kind, nn.Linear):
+                    recorder.calls.append(product(inputs[0], self.weight, self.bias))
+                elif recorder.recording:
+                    plain = super().forward
+                    recorder.calls.append(lambda: plain(*inputs))
+                return super().forward(*inputs)
 
         return Recording
 
@@ -55,21 +55,31 @@ class Recorder:
 
         class Recording(TorchOps.ExpertLinear):
             def forward(self, x: Tensor, lengths: tuple[int, ...]) -> Tensor:
-                weights = self.weight.to(x.dtype).chunk(len(lengths))
-                for span, weight in zip(x.split(list(lengths), dim=1), weights, strict=True):
+                if recorder.recording:
                     # The matmuls alone: putting the spans together again is not part of the floor.
-                    recorder.note(lambda s=span, w=weight: F.linear(s, w))
+                    parts = zip(x.split(list(lengths), dim=1), self.weight.chunk(len(lengths)), strict=True)
+                    recorder.calls += [product(span, weight, None) for span, weight in parts]
                 return super().forward(x, lengths)
 
         return Recording
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any] | None = None) -> Tensor:
-        self.note(lambda: TorchOps.attention(q, k, v))
+        if self.recording:
+            heads = [x.contiguous() for x in (q, k, v)]
+            grouped = q.shape[1] != k.shape[1]
+            self.calls.append(lambda: F.scaled_dot_product_attention(*heads, enable_gqa=grouped))
         return TorchOps.attention(q, k, v)
 
     def replay(self) -> None:
         for call in self.calls:
             call()
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Callable[[], Tensor]:
+    """A call that multiplies [..., in] by a weight [out, in], both made two contiguous axes of one dtype beforehand."""
+    flat, matrix = x.flatten(0, -2).contiguous(), weight.to(x.dtype).contiguous()
+    added = None if bias is None else bias.to(x.dtype)
+    return lambda: F.linear(flat, matrix, added)
 
 
 @dataclass(frozen=True)

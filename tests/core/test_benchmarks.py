@@ -3,10 +3,13 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch.autograd.profiler_util import EventList
+from torch.profiler import profile
 
 from benchmarks.flex import flex_local
 from benchmarks.floor import Recorder, measure
@@ -31,6 +34,16 @@ def test_the_floor_replays_every_product_and_attention_once() -> None:
     assert len(recorder.calls) == 5 + TOY.layers * (4 * 3 + 1)
     assert timing.seconds > 0
     assert timing.floor > 0
+    kinds = {event.key for event in of_kernels(recorder.replay)}
+    assert {"aten::mm", "aten::scaled_dot_product_attention"} <= kinds
+    # What the core may lose by the strides of its inputs is not to be lost by the floor as well.
+    assert not kinds & {"aten::bmm", "aten::clone", "aten::contiguous", "aten::cat"}
+
+
+def of_kernels(run: Callable[[], object]) -> EventList:
+    with torch.inference_mode(), profile() as found:
+        run()
+    return found.key_averages()
 
 
 def test_the_program_writes_its_figures(tmp_path: Path) -> None:
