@@ -70,6 +70,17 @@ def is_folder(path: Path) -> bool:
     return stat.S_ISDIR(mode)
 
 
+def check_name(path: Path) -> None:
+    """Raises CheckpointError for a name of bytes that are no text: PyTorch and safetensors open no such file."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise CheckpointError(
+            f"{path}: the name holds bytes that are no UTF-8, and the library that reads such files can't open it. "
+            "Rename the file or its folder."
+        ) from error
+
+
 def folder_of(path: Path) -> Path:
     """The folder in which the files beside these weights stand: ``path``, or the one that it lies in."""
     return path if is_folder(path) else path.parent

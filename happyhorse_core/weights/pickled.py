@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .files import read_start
+from .files import check_name, read_start
 from .tensors import TensorEntry, check_shape
 
 _WRAPPERS = ("ema_state_dict", "state_dict", "model")
@@ -82,6 +82,7 @@ def _check_plain(path: Path, name: str, tensor: Tensor) -> None:
 
 
 def _load_safely(path: Path) -> Any:
+    check_name(path)
     if read_start(path, 64)[8:10] == b'{"':
         raise CheckpointError(f"{path}: found a safetensors file named as a pickled one. Name it .safetensors.")
     try:

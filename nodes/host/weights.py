@@ -15,6 +15,7 @@ import comfy.utils
 from torch import Tensor
 
 from ...happyhorse_core.errors import CheckpointError
+from ...happyhorse_core.weights.files import check_name
 from ...happyhorse_core.weights.safetensors_file import SafetensorsFile
 from ...happyhorse_core.weights.source import TensorSource, open_source
 
@@ -38,6 +39,7 @@ def source_paths(source: TensorSource) -> list[str]:
 
 def _open_file(path: Path) -> TensorSource:
     checked = SafetensorsFile(path)
+    check_name(path)
     try:
         tensors, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
     except KeyError as error:  # its table of dtypes is shorter than the format's
