@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 SILENCE_PEAK = 1e-4
 """-80 dB of full scale."""
+MAX_BYTES = 2**36
+"""64 GiB: a film in high quality. Only the first seconds are read, but an index may lie at the end."""
 MIN_SAMPLE_RATE = 1_000
 MAX_SAMPLE_RATE = 768_000
 BLOCK_SECONDS = 10
@@ -46,7 +48,7 @@ def load_sound(path: str | Path, *, max_seconds: float = MAX_SECONDS) -> Tensor:
     ``soundtrack_from_array`` for the rest. Parts of the file that can't be decoded are left out, with a warning.
     Raises InputError for a file that is missing, empty, not sound, without a sound track or too short.
     """
-    path = require_file(path, "audio", "a sound file")
+    path = require_file(path, "audio", "a sound file", largest=MAX_BYTES)
     samples, rate, names = _read_file(path, max_seconds)
     return soundtrack_from_array(samples, rate, max_seconds=max_seconds, channels=names, name=str(path))
 
