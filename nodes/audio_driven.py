@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..happyhorse_core import geometry
+from ..happyhorse_core.errors import InputError
 from ..happyhorse_core.media.sound import soundtrack_from_array
 from .host import checks
 from .host.inputs import checked
@@ -64,17 +65,17 @@ class HappyHorseAudioToVideo(io.ComfyNode):
 
 
 def encode_audio(audio_vae: object, waveform: Tensor, sample_rate: int) -> Tensor:
-    """[C, N] at any rate -> [1, 64, A]. Raises ValueError for audio too short or too long to make a clip of."""
+    """[C, N] at any rate -> [1, 64, A]. Raises InputError for audio too short or too long to make a clip of."""
     samples = waveform.shape[-1]
     if samples > geometry.MAX_SECONDS * sample_rate > 0:
-        raise ValueError(
+        raise InputError(
             f"audio: found {samples / sample_rate:.2f} s of sound, expected at most {geometry.MAX_SECONDS} s. Cut it "
             "with Trim Audio Duration, or make several clips."
         )
     track = soundtrack_from_array(waveform, sample_rate, name="the sound")
     latents = -(-track.shape[-1] // geometry.SAMPLES_PER_AUDIO_LATENT)
     if latents < geometry.MIN_FRAMES:
-        raise ValueError(
+        raise InputError(
             f"audio: found {latents} frames of sound ({samples / sample_rate:.2f} s), expected at least "
             f"{geometry.MIN_FRAMES} ({geometry.MIN_FRAMES / geometry.FRAME_RATE:.2f} s)."
         )

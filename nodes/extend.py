@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 
+import av
 import torch
 from comfy.nested_tensor import NestedTensor
 from comfy_api.latest import Input, InputImpl, Types, io
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from ..happyhorse_core import extend, geometry
 from ..happyhorse_core.audio_vae.resample import resample_fft
+from ..happyhorse_core.errors import InputError, one_line
 from .host import checks
-from .host.inputs import checked
+from .host.inputs import check_socket, checked, is_image, shown
 from .host.latents import CATEGORY, ORIGINAL, audio_mask, encode_image, first_frame_mask, streams_of, with_first_frame
 
 log = logging.getLogger("happyhorse")
@@ -71,6 +73,7 @@ class HappyHorseExtend(io.ComfyNode):
             overlap = 1 / geometry.FRAME_RATE
         shared = extend.overlap_frames(overlap, frames, geometry.frames_of_latent(video_latent.shape[2]))
         restart = clip.images[frames - shared : frames - shared + 1]
+        check_socket("IMAGE", restart, "video")
         held_video = with_first_frame(video_latent, encode_image(vae, restart, width, height).to(video_latent))
         held_audio, held_audio_mask = audio_latent.clone(), audio_mask(audio_latent, latent)[:, :1].clone()
         if clip.audio is not None:
@@ -143,22 +146,30 @@ class HappyHorseJoinClips(io.ComfyNode):
 
 def components(video: Input.Video, field: str) -> Types.VideoComponents:
     """Frames [F, H, W, 3] and audio of a VIDEO that has the model's frame rate."""
-    found = video.get_components()
+    try:
+        found = video.get_components()
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise InputError(f"{field}: the video can't be read: {one_line(str(error), 200)}") from error
+    if not is_image(found.images):
+        raise InputError(f"{field}: found {shown(found.images)} in a video, expected pictures.")
+    if found.audio is not None:
+        check_socket("AUDIO", found.audio, field)
+        checks.one_audio(found.audio, field)
     if abs(found.frame_rate - geometry.FRAME_RATE) > 0.01:
-        raise ValueError(
+        raise InputError(
             f"{field}: found {float(found.frame_rate):g} frames a second, expected {geometry.FRAME_RATE}, as the "
             "model makes them."
         )
     if found.images.shape[0] == 0:
-        raise ValueError(f"{field}: found a video without frames.")
+        raise InputError(f"{field}: found a video without frames.")
     return replace(found, images=found.images[..., :3])
 
 
 def check_size(clip: Types.VideoComponents, width: int, height: int, field: str = "latent") -> None:
-    """Raises ValueError unless ``field``, of that size, can be joined to the clip."""
+    """Raises InputError unless ``field``, of that size, can be joined to the clip."""
     size = (clip.images.shape[2], clip.images.shape[1])
     if size != (width, height):
-        raise ValueError(
+        raise InputError(
             f"{field}: found {width} x {height} pixels, expected {size[0]} x {size[1]}, the size of the clip that it "
             "goes on from. Change the size in Empty HappyHorse Latent, or resize the clip."
         )
@@ -187,7 +198,7 @@ def join_audio(
 def as_channels(waveform: Tensor, channels: int) -> Tensor:
     """[C, N] -> [channels, N]: one channel is repeated."""
     if waveform.shape[0] not in (1, channels):
-        raise ValueError(
+        raise InputError(
             f"next_video: found sounds of {waveform.shape[0]} and {channels} channels, expected the same number in "
             "both clips, or one."
         )

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..happyhorse_core import geometry, super_resolution
+from ..happyhorse_core.errors import InputError
 from ..happyhorse_core.sampling.guidance import SR_SCALE
 from ..happyhorse_core.sampling.schedule import MAX_STEPS
 from .host import checks
@@ -131,12 +132,12 @@ def check_inputs(
     checks.check_enlarger(inner, "sr_model")
     video, audio = streams_of(latent)
     if torch.count_nonzero(video) == 0:
-        raise ValueError("latent: found an empty clip, expected a sampled one: this node goes after a sampler.")
+        raise InputError("latent: found an empty clip, expected a sampled one: this node goes after a sampler.")
     checks.check_text(positive, inner, "positive")
     if negative is not None:
         checks.check_text(negative, inner, "negative", may_be_empty=True)
     if image is not None and vae is None:
-        raise ValueError("vae: found nothing, expected a video VAE, since image is connected and has to be encoded.")
+        raise InputError("vae: found nothing, expected a video VAE, since image is connected and has to be encoded.")
     if image is None and first_frame_is_held(latent):
         log.warning(
             "HappyHorse: the clip starts from a given picture, but image is not connected, so the first frame is made "

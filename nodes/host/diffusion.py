@@ -22,6 +22,7 @@ from ...happyhorse_core.dit.config import TransformerConfig
 from ...happyhorse_core.dit.memory import activation_bytes
 from ...happyhorse_core.dit.model import HappyHorseTransformer
 from ...happyhorse_core.dit.roles import Role
+from ...happyhorse_core.errors import InputError
 from ...happyhorse_core.text.tokenizer import MAX_TOKENS
 from .latent_format import AUDIO_LATENT, VIDEO_LATENT, HappyHorseLatent, is_pair
 from .ops import host_operations, let_layers_choose
@@ -207,7 +208,7 @@ class HappyHorseModel(comfy.model_base.BaseModel):
     def _check_streams(self, shapes: Sequence[Sequence[int]] | None) -> None:
         found = [list(shape) for shape in shapes or []]
         if not is_pair(found):
-            raise ValueError(
+            raise InputError(
                 f"latent: found streams of shapes {found}, expected {VIDEO_LATENT}, and {AUDIO_LATENT}. Use Empty "
                 "HappyHorse Latent, or join picture and sound with Concat AV Latent."
             )
@@ -216,7 +217,7 @@ class HappyHorseModel(comfy.model_base.BaseModel):
         width = self.model_config.transformer.text_in_channels
         if text is None or text.shape[-1] != width:
             found = "no text" if text is None else f"a text embedding of width {text.shape[-1]}"
-            raise ValueError(
+            raise InputError(
                 f"conditioning: found {found}, expected width {width}. Encode the prompt with the CLIP of "
                 "Load HappyHorse Text Encoder."
             )

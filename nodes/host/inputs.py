@@ -5,10 +5,9 @@ place of a wire. Which model a MODEL, CLIP, VAE or LATENT is of is checked in ``
 """
 
 import inspect
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import torch
@@ -20,6 +19,10 @@ from ...happyhorse_core.errors import InputError, one_line
 FILE_NAMES = "_name"
 """The end of inputs that name a file: which there are is checked where it is looked up."""
 SHOWN = 60
+MOST_BITS = 128
+"""Of a whole number that is shown as it is: Python writes none of more than 4,300 digits."""
+MASK_RANKS = (2, 3, 4, 5)
+"""Dimensions of noise masks: a picture's, a batch's, a video's."""
 
 
 def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
@@ -42,17 +45,21 @@ def fitting(item: io.Input, value: Any) -> Any:
     kind = item.get_io_type()
     if kind in WIDGETS:
         return WIDGETS[kind](item, value)
-    if value is None and item.optional:
-        return None
+    if value is not None or not item.optional:
+        check_socket(kind, value, item.id)
+    return value
+
+
+def check_socket(kind: str, value: Any, name: str) -> None:
+    """Raises InputError that calls ``value`` ``name`` unless it is of a kind of ``SOCKETS`` and has finite numbers."""
     fits, wanted = SOCKETS[kind]
     if not fits(value):
-        raise wrong(item.id, value, wanted)
+        raise wrong(name, value, wanted)
     if any(not bool(torch.isfinite(tensor).all()) for tensor in numbers_of(kind, value)):
         raise InputError(
-            f"{item.id}: found values that are no numbers (NaN or infinite), expected finite ones. Something before "
+            f"{name}: found values that are no numbers (NaN or infinite), expected finite ones. Something before "
             "this node went wrong: a damaged file, or a precision that its model can't be run in."
         )
-    return value
 
 
 def wrong(name: str, value: Any, wanted: str) -> InputError:
@@ -64,9 +71,11 @@ def shown(value: Any) -> str:
     if value is None:
         return "nothing"
     if isinstance(value, Tensor):
-        return f"a tensor of shape {list(value.shape)}"
+        return f"a tensor of shape {list(value.shape)}, {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, str):
         return f"the text {one_line(value, SHOWN)!r}"
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        return f"a whole number of {value.bit_length()} bits"
     if isinstance(value, bool | Real):
         return one_line(str(value), SHOWN)
     if isinstance(value, dict):
@@ -81,7 +90,7 @@ def shown(value: Any) -> str:
 
 def whole_number(item: io.Int.Input, value: Any) -> int:
     real = isinstance(value, Real) and not isinstance(value, bool)
-    if not real or not math.isfinite(value) or value != int(value) or not item.min <= value <= item.max:
+    if not real or not item.min <= value <= item.max or value != int(value):  # NaN is within no limits
         raise wrong(item.id, value, f"a whole number from {item.min} to {item.max}")
     return int(value)
 
@@ -89,7 +98,7 @@ def whole_number(item: io.Int.Input, value: Any) -> int:
 def number(item: io.Float.Input, value: Any) -> float:
     real = isinstance(value, Real) and not isinstance(value, bool)
     # One step of rounding past the ends: 1 / 25 is no number that a canvas can hold exactly.
-    if not real or not math.isfinite(value) or not item.min - 1e-6 <= value <= item.max + 1e-6:
+    if not real or not item.min - 1e-6 <= value <= item.max + 1e-6:
         raise wrong(item.id, value, f"a number from {item.min:g} to {item.max:g}")
     return float(value)
 
@@ -117,12 +126,19 @@ WIDGETS: dict[str, Callable[[Any, Any], Any]] = {"INT": whole_number, "FLOAT": n
 # sockets
 
 
+def has_numbers(value: Any, ranks: Sequence[int]) -> bool:
+    """Whether ``value`` is a tensor of floats that are there to be read, of one of ``ranks`` dimensions."""
+    if not isinstance(value, Tensor) or value.ndim not in ranks:
+        return False
+    return value.is_floating_point() and value.layout == torch.strided and not value.is_meta
+
+
 def is_conditioning(value: Any) -> bool:
     return isinstance(value, list) and all(
         isinstance(one, list | tuple)
         and len(one) == 2
-        and isinstance(one[0], Tensor)
-        and one[0].ndim == 3
+        and has_numbers(one[0], (3,))
+        and one[0].numel() > 0
         and isinstance(one[1], dict)
         for one in value
     )
@@ -131,30 +147,37 @@ def is_conditioning(value: Any) -> bool:
 def is_latent(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
-    samples, mask = value.get("samples"), value.get("noise_mask")
-    return bool(streams(samples)) and (mask is None or any(stream.ndim > 1 for stream in streams(mask)))
+    samples = streams(value.get("samples"))
+    return bool(samples) and all(has_numbers(stream, range(2, 6)) for stream in samples) and has_fitting_mask(value)
 
 
-def streams(value: Any) -> list[Tensor]:
-    """The tensors of what a latent holds, which is one or the host's several in one. None where it is neither."""
-    if getattr(value, "is_nested", False):
-        return list(value.unbind())
-    return [value] if isinstance(value, Tensor) else []
+def has_fitting_mask(latent: dict) -> bool:
+    """Whether its noise mask, if it has one, can be laid on the video, and a part of it on the sound."""
+    mask = latent.get("noise_mask")
+    masks = streams(mask)
+    if getattr(mask, "is_nested", False) and len(masks) < 2:
+        return False
+    return mask is None or all(isinstance(one, Tensor) and one.ndim in MASK_RANKS and one.numel() for one in masks)
+
+
+def streams(value: Any) -> list:
+    """What a latent holds, which is one tensor or the host's several in one."""
+    return list(value.unbind()) if getattr(value, "is_nested", False) else [value]
 
 
 def is_image(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim == 4
+    return has_numbers(value, (4,))
 
 
 def is_audio(value: Any) -> bool:
-    if not isinstance(value, dict) or not isinstance(value.get("waveform"), Tensor):
+    """Any mapping: other nodes read a file only when its sound is asked for."""
+    if not isinstance(value, Mapping) or not {"waveform", "sample_rate"} <= set(value):
         return False
-    rate = value.get("sample_rate")
-    return isinstance(rate, Integral) and not isinstance(rate, bool)
+    return has_numbers(value["waveform"], (3,)) and isinstance(value["sample_rate"], Real)
 
 
-def has(*names: str) -> Callable[[Any], bool]:
-    return lambda value: all(hasattr(value, name) for name in names)
+def has(name: str) -> Callable[[Any], bool]:
+    return lambda value: getattr(value, name, None) is not None
 
 
 SOCKETS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -162,7 +185,10 @@ SOCKETS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "CLIP": (has("cond_stage_model"), "a text encoder: connect Load HappyHorse Text Encoder"),
     "VAE": (has("first_stage_model"), "a VAE: connect Load HappyHorse Video VAE or Load HappyHorse Audio VAE"),
     "CONDITIONING": (is_conditioning, "an encoded prompt: connect CLIP Text Encode"),
-    "LATENT": (is_latent, "a latent: connect Empty HappyHorse Latent or what follows it"),
+    "LATENT": (
+        is_latent,
+        "a latent, and if it has a noise mask one that fits: connect Empty HappyHorse Latent or what follows it",
+    ),
     "IMAGE": (is_image, "pictures, [number, height, width, channels]: connect Load Image"),
     "AUDIO": (
         is_audio,

@@ -8,6 +8,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ...happyhorse_core.errors import InputError
 from ...happyhorse_core.media.image import fit_image
 from ...happyhorse_core.video_vae.latent_statistics import denormalise
 from . import checks
@@ -29,20 +30,20 @@ SAME = 0.02
 
 
 def streams_of(latent: Latent) -> tuple[Tensor, Tensor]:
-    """The video and the audio of a latent, or a ValueError that says what was found."""
+    """The video and the audio of a latent, or an InputError that says what was found."""
     samples = latent["samples"]
     streams = list(samples.unbind()) if getattr(samples, "is_nested", False) else [samples]
     found = " and ".join(str(list(stream.shape)) for stream in streams)
     if not is_pair([stream.shape for stream in streams]):
-        raise ValueError(
+        raise InputError(
             f"latent: found {found}, expected {VIDEO_LATENT} and {AUDIO_LATENT}. Use Empty HappyHorse Latent."
         )
     video, audio = streams
     if video.shape[0] != audio.shape[0]:
-        raise ValueError(f"latent: found {found}, expected the same batch in both. Join streams of equal batches.")
+        raise InputError(f"latent: found {found}, expected the same batch in both. Join streams of equal batches.")
     mask = _given_masks(latent)[1]
     if mask is not None and mask.ndim != 3:
-        raise ValueError(
+        raise InputError(
             f"latent: found a noise mask of shape {list(mask.shape)} on the sound, expected [batch, 1, length]. Set "
             "Latent Noise Mask is for frames: to hold sound use HappyHorse Audio To Video."
         )
@@ -72,7 +73,7 @@ def blank(video: Tensor) -> Tensor:
 def encode_image(vae: object, image: Tensor, width: int, height: int) -> Tensor:
     """An IMAGE of one frame -> raw [1, 48, 1, height / 16, width / 16]: cut to the clip's shape, resized, encoded.
 
-    Raises ValueError that names the input ``vae`` or ``image``.
+    Raises InputError that names the input ``vae`` or ``image``.
     """
     checks.check_image_encoder(vae, "vae")
     frame = fit_image(checks.one_image(image, "image"), width, height)

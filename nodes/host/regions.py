@@ -14,6 +14,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ...happyhorse_core.errors import InputError
+
 
 def allow_masks(model: ModelPatcher) -> None:
     """Makes masks on conditioning work wherever ``model`` is sampled."""
@@ -32,7 +34,7 @@ def _with_packed_masks(executor: Callable[..., Tensor], *args: Any, **kwargs: An
 
 def _pack_mask(entry: dict[str, Any], shapes: Sequence[Sequence[int]]) -> None:
     if entry.get("area") is not None:
-        raise ValueError(
+        raise InputError(
             "conditioning: found an area, expected none: a latent of picture and sound has no place to cut it from. "
             "Draw the area as a mask and use Conditioning (Set Mask)."
         )

@@ -14,6 +14,7 @@ import comfy.supported_models_base
 import torch
 from torch import Tensor, nn
 
+from ...happyhorse_core.errors import InputError
 from ...happyhorse_core.ops import TorchOps
 from ...happyhorse_core.text.config import TextEncoderConfig
 from ...happyhorse_core.text.encoder import T5GemmaEncoder
@@ -175,7 +176,7 @@ class HostTextModel(nn.Module):
         An empty text gives one token of zeros, as the host's own encoders give an all-masked one.
         """
         if TOKENS not in tokens:
-            raise ValueError(f"tokens: found those of {', '.join(tokens)}, expected tokens made with this same CLIP.")
+            raise InputError(f"tokens: found those of {', '.join(tokens)}, expected tokens made with this same CLIP.")
         ids = [item[0] for item in tokens[TOKENS][0]]
         output = mm.intermediate_device()
         if not ids:

@@ -19,6 +19,7 @@ from ...happyhorse_core.audio_vae.encode import WINDOW_SECONDS, encode_soundtrac
 from ...happyhorse_core.audio_vae.load import inspect_oobleck
 from ...happyhorse_core.audio_vae.model import Oobleck
 from ...happyhorse_core.audio_vae.resample import resample_fft
+from ...happyhorse_core.errors import InputError
 from ...happyhorse_core.memory import FREE_PART
 from ...happyhorse_core.video_vae.image_encoder import WanImageEncoder
 from ...happyhorse_core.video_vae.load import inspect_image_encoder, inspect_turbo_decoder
@@ -94,9 +95,9 @@ class VideoAutoencoder(nn.Module):
         return self.encode(pixels, pixels.device)
 
     def check_encoder(self, field: str) -> None:
-        """Raises ValueError if it was loaded to decode only. ``field`` is the input that it came from."""
+        """Raises InputError if it was loaded to decode only. ``field`` is the input that it came from."""
         if self.still is None:
-            raise ValueError(
+            raise InputError(
                 f"{field}: this VAE can only decode. Choose Wan2.2_VAE.pth as the encoder in Load HappyHorse Video VAE."
             )
 
@@ -104,7 +105,7 @@ class VideoAutoencoder(nn.Module):
         """[B, 3, 1, H, W] in [-1, 1] -> raw [B, 48, 1, H/16, W/16]."""
         self.check_encoder("vae")
         if pixels.shape[2] != 1:
-            raise ValueError(f"pixels: found {pixels.shape[2]} frames, expected one: only first frames are encoded.")
+            raise InputError(f"pixels: found {pixels.shape[2]} frames, expected one: only first frames are encoded.")
         return self.still(pixels.to(device))
 
 
