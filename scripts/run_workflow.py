@@ -34,7 +34,8 @@ from scripts.report import describe_failure, describe_refusal, name_of, title_of
 from scripts.results import save_result
 from scripts.settings import Setting, SettingError, apply_settings, parse_setting
 from scripts.texts import one_line, read_json, some_lines
-from scripts.workflow_format import WorkflowError, check_format, is_api, node_classes, to_api
+from scripts.workflow_file import read_workflow
+from scripts.workflow_format import WorkflowError, node_classes, to_api
 from scripts.workflow_widgets import mapping
 
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
@@ -50,8 +51,6 @@ CANCEL_SECONDS = 10.0
 """For so long a server is waited for that is told to stop a job."""
 LOOK_SECONDS = 0.1
 """Time between two looks at the queue and the history at least, however often the server says that they changed."""
-LARGEST_WORKFLOW = 64 << 20
-"""Bytes of a workflow's file."""
 MOST_RESULTS = 10_000
 """Files of one job, and texts, that are saved and shown."""
 GIGABYTE = 10**9
@@ -106,7 +105,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "workflow",
         metavar="WORKFLOW.json",
         type=Path,
-        help="a workflow as ComfyUI saves it (canvas), or exports it (API)",
+        help="a workflow as ComfyUI saves it (canvas), or exports it (API), or a picture, clip or sound that it made",
     )
     parser.add_argument(
         "--set",
@@ -177,14 +176,14 @@ async def run_in_time(options: argparse.Namespace) -> int:
 
 async def run(options: argparse.Namespace) -> int:
     """The whole way from the file to the results."""
-    workflow = read_workflow(options.workflow)
+    workflow, canvas = read_workflow(options.workflow)
     server = connect(options.server)
     make_folder(options.output)
     async with server:
         object_info = await server.object_info(node_classes(workflow))
         prompt = to_api(workflow, object_info)
         await apply_settings(prompt, options.settings, object_info, server, options.uploads)
-        job = Job(server, prompt, None if is_api(workflow) else workflow)
+        job = Job(server, prompt, canvas)
         try:
             node_errors = await job.submit()
             if node_errors:
@@ -205,26 +204,6 @@ async def run(options: argparse.Namespace) -> int:
         for node, text in texts_of(entry)[:MOST_RESULTS]:
             say(f"{name_of(node, prompt)}: {text}")
     return FAILED if failure or node_errors or not complete else DONE
-
-
-def read_workflow(path: Path) -> dict:
-    """The workflow in a file; WorkflowError says what is wrong with it."""
-    try:
-        if path.exists() and not path.is_file():
-            raise WorkflowError(f"{path} is no file.")
-        if path.stat().st_size > LARGEST_WORKFLOW:
-            raise WorkflowError(f"{path} has more than the {LARGEST_WORKFLOW:,} bytes that a workflow may have.")
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise WorkflowError(f"{path} cannot be read: {error}") from error
-    try:
-        workflow = read_json(text)
-    except ValueError as error:
-        raise WorkflowError(f"{path} is not JSON: {error}") from error
-    if isinstance(workflow, dict) and is_api(workflow.get("prompt")):  # as it is sent to the server
-        workflow = workflow["prompt"]
-    check_format(workflow)
-    return workflow
 
 
 def connect(address: str) -> Server:

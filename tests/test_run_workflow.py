@@ -19,10 +19,10 @@ import pytest
 from PIL import Image
 
 from comfy_host import ROOT
-from scripts import run_workflow
 from scripts.comfy_client import Server
 from scripts.report import describe_refusal
 from scripts.run_workflow import DONE, FAILED, INTERRUPTED, WRONG, Job, RunFailedError
+from scripts.workflow_file import read_workflow
 from scripts.workflow_format import WorkflowError
 
 SCRIPT = ROOT / "scripts" / "run_workflow.py"
@@ -307,14 +307,14 @@ def test_a_file_that_is_no_workflow(local, text, message):
     path = local.folder / "bad.json"
     path.write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(WorkflowError, match=message):
-        run_workflow.read_workflow(path)
+        read_workflow(path)
     assert local(path.read_bytes().decode("latin-1") if text == "{" else "[]").returncode == WRONG
 
 
 def test_workflows_as_they_are_sent_or_saved_with_a_mark_are_read(tmp_path):
     path = tmp_path / "sent.json"
     path.write_text(json.dumps({"prompt": picture(), "client_id": "x"}), encoding="utf-8-sig")
-    assert run_workflow.read_workflow(path) == picture()
+    assert read_workflow(path) == (picture(), None)
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,17 @@
 """Workflows and descriptions of nodes that are damaged on purpose: each converts, or is refused by name."""
 
+import asyncio
 import copy
 import random
+from pathlib import Path
 
 import pytest
 from test_workflow_format import OBJECT_INFO, canvas, node, scaled, subgraph
 
-from scripts import run_workflow
 from scripts.report import describe_refusal
 from scripts.settings import Setting, SettingError, apply_settings, local_file
-from scripts.workflow_format import WorkflowError, node_classes, to_api
+from scripts.workflow_file import read_workflow
+from scripts.workflow_format import WorkflowError, check_format, node_classes, to_api
 from scripts.workflow_widgets import Input
 from workflow_cases import api
 
@@ -44,7 +46,7 @@ def damaged(document, number):
 
 def convert(workflow, object_info):
     try:
-        run_workflow.check_format(workflow)
+        check_format(workflow)
         node_classes(workflow)
         prompt = to_api(workflow, object_info)
     except WorkflowError as error:
@@ -94,17 +96,17 @@ def test_what_nests_too_deep_is_no_workflow(tmp_path, text):
     path = tmp_path / "deep.json"
     path.write_text(text)
     with pytest.raises(WorkflowError):
-        run_workflow.read_workflow(path)
+        read_workflow(path)
 
 
 def test_what_is_no_file_or_too_large_is_no_workflow(tmp_path):
     for path in (tmp_path, "/dev/zero"):
         with pytest.raises(WorkflowError, match="is no file"):
-            run_workflow.read_workflow(run_workflow.Path(path))
+            read_workflow(Path(path))
     with (tmp_path / "large.json").open("wb") as file:
         file.truncate(65 << 20)
     with pytest.raises(WorkflowError, match="more than the 67,108,864 bytes"):
-        run_workflow.read_workflow(tmp_path / "large.json")
+        read_workflow(tmp_path / "large.json")
 
 
 @pytest.mark.parametrize("value", ["x" * 5000, "~nobody_of_this_name/x.png", "\0", "[" * 100_000, ""])
@@ -116,11 +118,11 @@ def test_values_that_cannot_be_files_are_values(value):
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
 def test_uploads_that_cannot_be_files(name):
     with pytest.raises(SettingError, match="there is no file"):
-        run_workflow.asyncio.run(apply_settings({}, [], {}, None, [run_workflow.Path(name)]))
+        asyncio.run(apply_settings({}, [], {}, None, [Path(name)]))
 
 
 def test_a_value_that_nests_too_deep_is_a_text():
     prompt = {"1": {"class_type": "SaveImage", "inputs": {"filename_prefix": ""}}}
     deep = "[" * 100_000
-    run_workflow.asyncio.run(apply_settings(prompt, [Setting("1.filename_prefix", deep)], OBJECT_INFO, None, []))
+    asyncio.run(apply_settings(prompt, [Setting("1.filename_prefix", deep)], OBJECT_INFO, None, []))
     assert prompt["1"]["inputs"]["filename_prefix"] == deep
