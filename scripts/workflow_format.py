@@ -339,7 +339,9 @@ class Converter:
         name = scope.graph["inputs"][index]["name"]
         slot = next((slot for slot in scope.host.get("inputs") or [] if slot["name"] == name), {})
         if slot.get("link") is not None:
-            return self.resolve_input(scope.outer, slot["link"], seen)
+            source = self.resolve_input(scope.outer, slot["link"], seen)
+            # The editor lets no primitive reach into a subgraph: the widget inside keeps the value of its own.
+            return None if isinstance(source, Value) and not source.as_it_is else source
         return Value(scope.host_inputs[name], as_it_is=True) if name in scope.host_inputs else None
 
     def resolve_output(self, scope: Scope, link: Mapping[str, Json], seen: frozenset) -> Source:

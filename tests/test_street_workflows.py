@@ -6,6 +6,8 @@ import pytest
 from PIL import Image
 from test_workflow_format import OBJECT_INFO, canvas, inputs_of, node, subgraph
 
+from browser import Editor
+from comfy_host import ROOT
 from scripts import run_workflow
 from scripts.workflow_file import read_workflow
 from scripts.workflow_format import WorkflowError, to_api
@@ -122,3 +124,32 @@ def test_a_picture_without_a_workflow(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
     with pytest.raises(WorkflowError, match=r"plain\.png holds no workflow"):
         read_workflow(tmp_path / "plain.png")
+
+
+# what the editor sends
+
+DRAWN = sorted((ROOT / "tests" / "workflows").glob("*.json"))
+"""Workflows drawn in ComfyUI's editor and saved by it, and what it sent for them; some in format 1 as well as 0.4."""
+each_drawn = pytest.mark.parametrize("path", DRAWN, ids=lambda path: path.stem)
+
+
+@each_drawn
+def test_what_is_sent_for_a_workflow_is_what_the_editor_sends(comfy_server, path):
+    drawn = json.loads(path.read_text(encoding="utf-8"))
+    assert drawn["canvas"]["version"] == 0.4 and drawn.get("canvas_1", {}).get("version", 1) == 1
+    for name in ("canvas", "canvas_1"):
+        if name in drawn:
+            assert values_of(to_api(drawn[name], comfy_server.object_info())) == values_of(drawn["prompt"])
+
+
+@each_drawn
+def test_what_the_editor_sends_for_a_workflow(editor, path):
+    drawn = json.loads(path.read_text(encoding="utf-8"))
+    editor.load(drawn["canvas"], path.stem)
+    assert values_of(editor.prompt()) == values_of(drawn["prompt"])
+
+
+@pytest.fixture(scope="module")
+def editor(browser, comfy_server):
+    with Editor(browser, comfy_server) as opened:
+        yield opened

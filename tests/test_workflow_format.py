@@ -383,12 +383,12 @@ def test_what_the_node_of_a_subgraph_shows_goes_before_what_is_inside(host):
     assert answer["2:12"]["inputs"]["height"] == (16 if len(host["widgets_values"]) == 2 else 32)
 
 
-def test_a_link_goes_before_what_the_node_of_a_subgraph_shows():
+def test_a_primitive_does_not_reach_into_a_subgraph():
     workflow = scaled(widgets_values=[48])
     workflow["nodes"][1]["inputs"][1]["link"] = 5
     workflow["nodes"].append(node(5, "PrimitiveNode", [96, "fixed"], outputs=("INT",)))
     workflow["links"].append([5, 5, 0, 2, 1, "INT"])
-    assert inputs_of(workflow, "2:12")["width"] == 96
+    assert inputs_of(workflow, "2:12")["width"] == 64
 
 
 @pytest.mark.parametrize(("mode", "images"), [(2, None), (4, ["1", 0])])
