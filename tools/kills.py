@@ -6,9 +6,9 @@ every second such case one of them is killed. Wanted after each: under the final
 one, the models' bytes as they were, nothing left beside it but after SIGKILL, and a next run that gives the right bytes
 and leaves nothing at all. Ends with 1 where that doesn't hold.
 
-The libraries are loaded once, and each command is a fork of this process, so that a hundred take a minute or two; what
+The libraries are loaded once, and each command is a fork of this process, so that a hundred take minutes; what
 a signal does while they load is for the tests of the command line. ``--seed`` decides signals and moments, as parts of
-the time that an undisturbed run takes. POSIX only.
+the time that the undisturbed run before took. POSIX only.
 """
 
 import argparse
@@ -126,7 +126,7 @@ class Kills:
     def kill_one(self, command: Killed, case: int) -> None:
         """One killed run, and the next."""
         rng = random.Random(f"{self.seed} {command.name} {case}")
-        number, moment, older = rng.choice(SIGNALS), rng.uniform(0, 1.05) * command.seconds, case % 2 == 1
+        number, moment, older = rng.choice(SIGNALS), rng.random() * command.seconds, case % 2 == 1
         name = f"{command.name} {case} ({signal.Signals(number).name} after {moment:.3f} s)"
         target = self.outputs / f"{case}{command.suffix}"
         if older:
@@ -142,6 +142,7 @@ class Kills:
     def check_next(self, command: Killed, target: Path, name: str) -> None:
         """The next run of the same output: right, and with nothing beside it. The models are as they were."""
         run = self.end_of(self.start(command.arguments(target)))
+        command.seconds = run.seconds  # how busy the machine is changes, and the next one is killed by this
         left = [path.name for path in self.outputs.iterdir() if path != target]
         if run.status or digest(target) != command.wanted[0] or left:
             self.defects.append(f"{name}: the next run ended with {run.status} and left {left}\n    {_last(run)}")
