@@ -84,7 +84,7 @@ def _key(layer: int, name: str) -> str:
 
 
 def _count_layers(shapes: Shapes, where: str) -> int:
-    found = {int(m[1]) for m in (re.match(r"block\.layers\.(\d+)\.", name) for name in shapes) if m}
+    found = {int(m[1]) for m in (re.match(r"block\.layers\.([0-9]{1,4})\.", name) for name in shapes) if m}
     layers = max(found) + 1
     required = ("attention.pre_norm", "attention.q_norm", "attention.linear_qkv", "mlp.up_gate_proj", "mlp.down_proj")
     missing = [_key(n, part) for n in range(layers) for part in required if _key(n, part) not in shapes]
@@ -92,6 +92,13 @@ def _count_layers(shapes: Shapes, where: str) -> int:
         raise CheckpointError(
             f"{where}: {len(missing)} tensors of {layers} layers are missing, first {missing[0]!r}. "
             "The file is incomplete; download it again."
+        )
+    measured = (*SIGNATURE, *(_key(n, part) for n in range(layers) for part in required))
+    flat = [name for name in measured if 0 in shapes[name] or len(shapes[name]) < 1 + name.startswith("adapter.")]
+    if flat:
+        raise CheckpointError(
+            f"{where}: {flat[0]!r} has shape {list(shapes[flat[0]])}, from which no size can be read. "
+            "The file is damaged; download it again."
         )
     return layers
 
@@ -104,7 +111,13 @@ def _head_dim(shapes: Shapes, layers: int, mm_layers: tuple[int, ...]) -> int:
 def _head_counts(shapes: Shapes, mm_layers: tuple[int, ...], head_dim: int, where: str) -> tuple[int, int]:
     experts = MODALITIES if 0 in mm_layers else 1
     rows = shapes[_key(0, "attention.linear_qkv")][0] // experts
-    heads = shapes["adapter.video_embedder.weight"][0] // head_dim
+    hidden = shapes["adapter.video_embedder.weight"][0]
+    if not 0 < head_dim <= hidden:
+        raise CheckpointError(
+            f"{where}: heads of {head_dim} channels don't fit a hidden size of {hidden}. The file is damaged; download "
+            "it again."
+        )
+    heads = hidden // head_dim
     kv_rows = rows - heads * head_dim - heads
     kv_heads = kv_rows // (2 * head_dim)
     expected = experts * (heads * head_dim + heads + 2 * kv_heads * head_dim)
