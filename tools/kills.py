@@ -102,8 +102,11 @@ class Kills:
 
     def start(self, arguments: list[str]) -> int:
         """A fork that runs the command; its process id. What it tells goes to a file of that name."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, __main__.STOPS)  # in the fork, until it minds them as a command does
         child = os.fork()
-        if child == 0:
+        if child:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, __main__.STOPS)
+        else:
             _be_command(arguments, Path(f"{self.log}{os.getpid()}"))
         return child
 
@@ -204,6 +207,8 @@ def _be_command(arguments: list[str], log: Path) -> NoReturn:
         os.dup2(handle, 1)
         os.dup2(handle, 2)
         sys.argv = ["happyhorse", *arguments]
+        __main__._on_stop(__main__._leave)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, __main__.STOPS)
         status = __main__.main()
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
