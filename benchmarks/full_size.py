@@ -29,9 +29,10 @@ from happyhorse_core import edge
 from happyhorse_core.dit.config import TransformerConfig
 from happyhorse_core.dit.detect import detect_transformer
 from happyhorse_core.dit.float8 import Float8Ops, float8_operations, has_float8_matmuls
-from happyhorse_core.dit.local_attention import frame_groups, local_attention
+from happyhorse_core.dit.local_attention import local_attention
 from happyhorse_core.dit.model import HappyHorseTransformer
 from happyhorse_core.dit.roles import DISTILLED, SR_540P, SR_1080P, Role
+from happyhorse_core.estimate import work_of_call
 from happyhorse_core.ops import TorchOps
 from happyhorse_core.precision import usual_dtype
 from happyhorse_core.video_vae.turbo_decoder import TurboDecoder
@@ -107,30 +108,6 @@ def on_device(module: nn.Module, device: torch.device) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def operations_per_step(config: TransformerConfig, size: Size) -> float:
-    """Floating-point operations of one call: two for each weight that a token meets, four per score and channel."""
-    hidden, qkv = config.hidden_size, sum(config.qkv_rows)
-    per_token = sum(
-        hidden * (qkv + config.num_heads * config.head_dim)
-        + hidden * config.mlp_width(n) * (2 if n in config.gelu7_layers else 3)
-        for n in range(config.num_layers)
-    )
-    channels = config.num_heads * config.head_dim
-    scores = sum(visible_scores(config, size, n) for n in range(config.num_layers))
-    return 2.0 * per_token * size.tokens + 4.0 * scores * channels
-
-
-def visible_scores(config: TransformerConfig, size: Size, layer: int) -> int:
-    """Pairs of tokens that attention compares in a layer."""
-    if layer not in config.local_attn_layers:
-        return size.tokens**2
-    rest = size.audio + size.text
-    frame = (size.tokens - rest) // size.frames
-    groups = frame_groups(size.frames, config.frame_receptive_field)
-    near = sum((end - first) * ((high - low) * frame + rest) for first, end, low, high in groups)
-    return near * frame + rest * size.tokens
-
-
 def product_rate(device: torch.device, side: int, precision: str) -> float:
     """Operations per second of a square matmul: the device's practical limit."""
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
@@ -163,7 +140,7 @@ def time_stage(
     first = timed(step, clock.device)
     steps = clock.steps(stage.steps, first)
     seconds = (first + timed(lambda: [step() for _ in range(steps - 1)], clock.device)) / steps * stage.steps
-    work = stage.steps * operations_per_step(config, size)
+    work = float(stage.steps * work_of_call(config, size.sequence).total)
     return result(stage.name, precision, size.tokens, seconds, work, stage.reported, clock.device)
 
 

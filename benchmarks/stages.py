@@ -15,6 +15,7 @@ from happyhorse_core.dit.layout import PackedLayout, build_layout
 from happyhorse_core.dit.local_attention import frame_groups, local_attention
 from happyhorse_core.dit.model import HappyHorseTransformer
 from happyhorse_core.dit.rope import frequency_bands
+from happyhorse_core.estimate import Tokens
 from happyhorse_core.ops import TorchOps
 from happyhorse_core.video_vae.turbo_decoder import TurboDecoder, TurboVAEDConfig, detect_turbo_vaed
 
@@ -49,8 +50,12 @@ class Size:
         return 4 * (self.frames - 1) + 1
 
     @property
+    def sequence(self) -> Tokens:
+        return Tokens(self.frames, (self.height // 32) * (self.width // 32), self.audio, self.text)
+
+    @property
     def tokens(self) -> int:
-        return self.frames * (self.height // 32) * (self.width // 32) + self.audio + self.text
+        return self.sequence.total
 
     @property
     def config(self) -> TransformerConfig:

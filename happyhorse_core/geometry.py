@@ -1,6 +1,7 @@
 """Arithmetic between pixels, seconds, frames, latents and tokens. The one place where strides and rates are written."""
 
 from dataclasses import dataclass
+from math import prod
 
 from .errors import InputError
 
@@ -104,6 +105,11 @@ class ClipShape:
     def audio_latent(self) -> tuple[int, int]:
         """[64, A] of the audio latent: one latent a frame."""
         return AUDIO_CHANNELS, self.frames
+
+    @property
+    def latent_bytes(self) -> int:
+        """Both latents of one clip in float32."""
+        return 4 * (prod(self.video_latent) + prod(self.audio_latent))
 
 
 DEFAULT_WIDTH, DEFAULT_HEIGHT = 448, 256

@@ -18,11 +18,12 @@ from .audio_vae.load import load_oobleck
 from .audio_vae.model import Oobleck
 from .audio_vae.resample import resample_fft
 from .dit.load import TransformerFile, examine_transformer, load_transformer, loaded_bytes
-from .dit.memory import activation_bytes
+from .dit.memory import activation_bytes, sampling_bytes
 from .dit.parallel import check_ranks
 from .dit.ranks import transformer_on
 from .dit.roles import ASSUMED, BASE, DISTILLED, Role
 from .errors import CheckpointError, InputError, one_line
+from .estimate import Tokens, Work, time_warning, tokens_of, work_of_call
 from .finite import check_finite
 from .geometry import FRAME_RATE, MIN_FRAMES, OUTPUT_SAMPLE_RATE, ClipShape
 from .media.image import fit_image
@@ -36,8 +37,8 @@ from .sampling.schedule import flow_sigmas
 from .sampling.solver import DistilledSolver, Solver, UniPC, seeded_noise
 from .text.load import load_text_encoder
 from .video_vae.latent_statistics import denormalise, normalise
-from .video_vae.load import load_image_encoder, load_turbo_decoder
-from .video_vae.tiling import decode_tiles, fitting_tile, window_bytes
+from .video_vae.load import inspect_turbo_decoder, load_image_encoder, load_turbo_decoder
+from .video_vae.tiling import decode_tiles, fitting_tile, least_bytes, window_bytes
 from .weights.source import open_source
 
 logger = logging.getLogger(__name__)
@@ -133,6 +134,23 @@ def generate(
 
 
 @dataclass(frozen=True)
+class _Steps:
+    """A transformer's part of the work: the clip whose steps it computes, and how often it is called."""
+
+    file: TransformerFile
+    shape: ClipShape
+    calls: int
+
+    @property
+    def tokens(self) -> Tokens:
+        return tokens_of(self.shape.video_latent, self.shape.audio_latent)
+
+    @property
+    def work(self) -> Work:
+        return work_of_call(self.file.config, self.tokens) * self.calls
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """The stages over one set of files on one machine. Each loads its model, and lets go of it when it ends."""
 
@@ -150,9 +168,10 @@ class Pipeline:
         held = self.encode_sound(request.sound)
         first = _shape_of(request.shape, held)
         shape = target_shape(first, request.upscale)
-        self.check_memory(transformer, first)
-        if enlarger is not None:
-            self.check_memory(enlarger, shape)
+        stages = [_Steps(transformer, first, request.steps * (2 if request.role.guided else 1))]
+        if enlarger is not None and request.upscale is not None:
+            stages.append(_Steps(enlarger, shape, request.upscale.steps))
+        self.estimate(stages)
         settings = json.dumps(_settings(request, first, shape, self.files), ensure_ascii=False)
         with Mp4Writer(
             output,
@@ -173,19 +192,36 @@ class Pipeline:
                 writer.add_frames(frames.numpy())
         return shape
 
+    def estimate(self, stages: Sequence[_Steps]) -> None:
+        """Raises an error where the machine can't hold the work, and warns of work that takes long."""
+        for stage in stages:
+            self.check_memory(stage.file, stage.shape)
+        machine, largest = self.machine, stages[-1].shape
+        decoder = inspect_turbo_decoder(self.files.video_decoder).config
+        needed = least_bytes(decoder, *largest.video_latent[1:], machine.dtype.itemsize)
+        what = f"decoding {largest.video_frames} frames of {largest.width} x {largest.height}"
+        require(needed, available_bytes(machine.device), what)
+        work = sum((stage.work for stage in stages[1:]), stages[0].work)
+        calls, tokens = sum(stage.calls for stage in stages), stages[-1].tokens.total
+        warning = time_warning(work, tokens, calls, machine.device, machine.dtype, len(machine.devices))
+        if warning is not None:
+            logger.warning("%s", warning)
+
     def check_memory(self, file: TransformerFile, shape: ClipShape) -> None:
-        """Raises an error where the machine can't hold the transformer and a clip of ``shape``."""
+        """Raises an error where the machine can't hold the transformer and the steps of a clip of ``shape``."""
         machine = self.machine
         check_ranks(file.config, len(machine.devices))
-        _, t, h, w = shape.video_latent
-        tokens = (t * h * w // 4 + shape.frames) // len(machine.devices)
-        needed = loaded_bytes(file, machine.dtype) + activation_bytes(
-            tokens, file.config.hidden_size, machine.dtype.itemsize
-        )
+        tokens = tokens_of(shape.video_latent, shape.audio_latent, text=0).total // len(machine.devices)
+        activations = activation_bytes(tokens, file.config.hidden_size, machine.dtype.itemsize)
+        multistep = file.role.guided or file.role.is_super_resolution
+        steps = sampling_bytes(activations, shape.latent_bytes, multistep=multistep)
+        weights = loaded_bytes(file, machine.dtype)
         dtype = str(machine.dtype).removeprefix("torch.")
         what = f"{shape.video_frames} frames of {shape.width} x {shape.height} with {file.source.path} in {dtype}"
         for device, ranks in Counter(machine.devices).items():
-            require(ranks * needed, available_bytes(device), what)
+            others = ranks - 1 if device == machine.device else ranks
+            needed = ranks * weights + others * activations + (steps if others < ranks else 0)
+            require(needed, available_bytes(device), what)
 
     def encode_sound(self, sound: Tensor | None) -> Tensor | None:
         """[1, 2, N] at 51,200 Hz -> its latent [1, 64, A]. Raises InputError where it is too short for a clip."""
@@ -415,4 +451,13 @@ def _settings(request: Request, first: ClipShape, shape: ClipShape, files: Model
 
 def to_bytes(pixels: Tensor) -> Tensor:
     """[3, F, H, W] in [-1, 1] -> uint8 [F, H, W, 3] on the CPU; values outside are clipped, fractions cut off."""
-    return pixels.float().mul(0.5).add_(0.5).clamp_(0, 1).mul_(255).to(torch.uint8).permute(1, 2, 3, 0).cpu()
+    return (
+        pixels.to(torch.float32, copy=True)
+        .mul_(0.5)
+        .add_(0.5)
+        .clamp_(0, 1)
+        .mul_(255)
+        .to(torch.uint8)
+        .permute(1, 2, 3, 0)
+        .cpu()
+    )

@@ -1,4 +1,4 @@
-"""What memory the transformer takes while it computes."""
+"""What memory the transformer takes while it computes, and the steps around it."""
 
 from .layers import MLP_TOKENS
 
@@ -19,3 +19,13 @@ def activation_bytes(tokens: int, hidden: int, itemsize: int = 2) -> int:
     attention = tokens * (6 + 6.7 * itemsize)
     mlp = tokens * (8 + itemsize) + part * 9.5 * itemsize
     return int(hidden * max(attention, mlp)) + min(BLOCK_BYTES, int(part * hidden * BLOCK_COPIES))
+
+
+def sampling_bytes(activations: int, latents: int, *, multistep: bool) -> int:
+    """Peak of the steps beside the weights, for ``activations`` of one call and the bytes of a clip's ``latents``.
+
+    A solver that looks back holds 6 copies of the latents while the model computes and 10 between two calls, the
+    distilled model's 3 and 7. Counted on the loop; guidance holds one more.
+    """
+    held = 6 if multistep else 3
+    return max(activations + held * latents, (held + 4) * latents)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..geometry import SPATIAL_STRIDE, TEMPORAL_STRIDE
+from ..geometry import SPATIAL_STRIDE, TEMPORAL_STRIDE, frames_of_latent
 from ..progress import Progress, silent
 from .turbo_decoder import CONTEXT, TurboDecoder, TurboVAEDConfig, plan_windows
 
@@ -28,8 +28,10 @@ RAMP = 2
 """Latent pixels in the middle of an overlap within which one tile gives way to the next."""
 TILE_STEP = 16
 """Latent pixels; tiles that are chosen by memory come in these steps, so that small changes of it change nothing."""
+MEASURED = 3.2
+"""Tensors of the largest layer that are alive at once."""
 COPIES = 5
-"""Tensors of the largest layer that count as alive at once. 3.2 are measured; kernels need room for their work."""
+"""So many count as alive: kernels need room for their work."""
 
 
 def receptive_field(config: TurboVAEDConfig) -> int:
@@ -142,13 +144,30 @@ def window_bytes(config: TurboVAEDConfig, height: int, width: int, frames: int, 
 
     The widest layer at the decoder's full size decides.
     """
+    latents = max(config.first_window, config.window) + (2 * CONTEXT if frames > config.first_window else 0)
+    return _layer_bytes(config, height, width, itemsize) * latents * COPIES
+
+
+def _layer_bytes(config: TurboVAEDConfig, height: int, width: int, itemsize: int) -> int:
+    """Bytes of the widest layer at the decoder's full size, for one latent frame of ``height`` x ``width``."""
     scale, widest = 1, 1
     for stage in config.stages:
         scale *= 2 if stage.doubles_space else 1
         if scale * config.patch_size == SPATIAL_STRIDE:
             widest = max(widest, stage.channels)
-    latents = max(config.first_window, config.window) + (2 * CONTEXT if frames > config.first_window else 0)
-    return widest * latents * TEMPORAL_STRIDE * height * width * scale**2 * itemsize * COPIES
+    return widest * TEMPORAL_STRIDE * height * width * scale**2 * itemsize
+
+
+def least_bytes(config: TurboVAEDConfig, frames: int, height: int, width: int, itemsize: int) -> int:
+    """Bytes without which no clip of ``frames`` x ``height`` x ``width`` latent pixels is decoded, batch 1.
+
+    A window of the smallest tile, or the pixels of a window: as they are decoded, as float32 and as bytes.
+    """
+    tile = min(height, 2 * OVERLAP), min(width, 2 * OVERLAP)
+    window = max(config.first_window, config.window)
+    least = _layer_bytes(config, *tile, itemsize) * min(frames, window + CONTEXT) * MEASURED
+    decoded = min(frames_of_latent(frames), window * TEMPORAL_STRIDE)
+    return int(max(least, 3 * decoded * height * width * SPATIAL_STRIDE**2 * (itemsize + 5)))
 
 
 def fitting_tile(
