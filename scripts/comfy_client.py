@@ -6,6 +6,7 @@ what it holds is looked at before it is used.
 
 import asyncio
 import re
+import sys
 import time
 import urllib.parse
 from collections.abc import AsyncIterator, Iterable
@@ -16,6 +17,11 @@ from typing import Any, BinaryIO, TypeVar
 import aiohttp
 
 from .texts import one_line, read_json
+
+if sys.version_info >= (3, 11):
+    from asyncio import timeout
+else:
+    from async_timeout import timeout  # aiohttp brings it where Python has none; asyncio.wait_for may lose its end
 
 T = TypeVar("T")
 CHUNK = 1 << 20
@@ -117,9 +123,8 @@ class Server:
     async def _json(self, method: str, path: str, *, bytes_sent: int = 0, **options: Any) -> Any:
         """The JSON of an answer that is there, whole, in time."""
         try:
-            answer, body = await asyncio.wait_for(
-                self._read(method, path, options), self._seconds + bytes_sent / SLOWEST
-            )
+            async with timeout(self._seconds + bytes_sent / SLOWEST):
+                answer, body = await self._read(method, path, options)
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             raise self._unreachable(error) from error
         try:
@@ -212,9 +217,8 @@ class Server:
         """The server's messages to ``client_id``; UnreachableError where there is no way to them."""
         address = f"{self.url}/ws?{urllib.parse.urlencode({'clientId': client_id})}"
         try:
-            return await asyncio.wait_for(
-                self._session.ws_connect(address, max_msg_size=LARGEST_MESSAGE), CONNECT_SECONDS
-            )
+            async with timeout(CONNECT_SECONDS):
+                return await self._session.ws_connect(address, max_msg_size=LARGEST_MESSAGE)
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             raise self._unreachable(error) from error
 
@@ -237,9 +241,10 @@ class Server:
     async def download(self, result: Result, file: BinaryIO, most: int) -> None:
         """Copies a result of at most ``most`` bytes into ``file``; ServerError where it does not arrive whole."""
         query = {"filename": result.filename, "subfolder": result.subfolder, "type": result.type}
-        request = self._session.get(f"{self.url}/view", params=query, raise_for_status=True)
         try:
-            async with await asyncio.wait_for(request, self._seconds) as answer:
+            async with timeout(self._seconds):
+                answer = await self._session.get(f"{self.url}/view", params=query, raise_for_status=True)
+            async with answer:
                 async for data in self._pieces(answer, most, "it"):
                     file.write(data)
         except aiohttp.ClientResponseError as error:

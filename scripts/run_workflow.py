@@ -28,7 +28,7 @@ if not __package__:  # started as a file: the folder that holds `scripts` has to
 import aiohttp
 from tqdm import tqdm
 
-from scripts.comfy_client import RefusedError, Server, ServerError, UnreachableError, results_of, texts_of
+from scripts.comfy_client import RefusedError, Server, ServerError, UnreachableError, results_of, texts_of, timeout
 from scripts.progress import Progress
 from scripts.report import describe_failure, describe_refusal, name_of, title_of
 from scripts.results import save_result
@@ -169,7 +169,8 @@ def positive(text: str) -> float:
 
 async def run_in_time(options: argparse.Namespace) -> int:
     try:
-        return await asyncio.wait_for(run(options), options.timeout)
+        async with timeout(options.timeout):
+            return await run(options)
     except asyncio.TimeoutError as error:
         raise RunFailedError(f"The run did not end within {options.timeout:g} s, and was given up.") from error
 
@@ -282,18 +283,21 @@ class Job:
             while (entry := await self._look()) is None:
                 with contextlib.suppress(asyncio.TimeoutError):
                     # Around all of it: a server that sends a ping after the other lets no single wait come to its end.
-                    await asyncio.wait_for(self._listen(), SILENCE_SECONDS)
+                    async with timeout(SILENCE_SECONDS):
+                        await self._listen()
             return entry
         finally:
             self.progress.close()
             if self.socket is not None:
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self.socket.close(), POLL_SECONDS)
+                    async with timeout(POLL_SECONDS):
+                        await self.socket.close()
 
     async def cancel(self) -> None:
         """Stops the job; where the server is gone there is nothing to stop."""
         try:
-            await asyncio.wait_for(self.server.cancel(self.id), CANCEL_SECONDS)
+            async with timeout(CANCEL_SECONDS):
+                await self.server.cancel(self.id)
         except ServerError as error:
             say(f"The job could not be stopped: {error}")
         except asyncio.TimeoutError:
