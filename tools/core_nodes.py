@@ -2,7 +2,7 @@
 
 Starts one ComfyUI server with this pack and tiny checkpoints and takes each core node that has an input of the kind
 MODEL, CONDITIONING, LATENT or VAE. Ours goes through it with the node's defaults, what comes out is sampled, and the
-outcome is one of ``OUTCOMES``. ``--write`` puts the tables into docs/compatibility.md.
+outcome is one of ``core_table.OUTCOMES``. ``--write`` puts the tables into docs/compatibility.md.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,23 +21,29 @@ sys.path += [str(ROOT), str(ROOT / "tests")]  # appended: the pack's folder `nod
 from comfy_host import PACK_NAME, ComfyServer, PromptFailedError, PromptRefusedError, find_comfyui  # noqa: E402
 from workflow_cases import put_files  # noqa: E402
 
+from .core_table import (  # noqa: E402
+    CHANGES,
+    CORE,
+    NEEDS,
+    PAGE,
+    RAW,
+    REFUSED,
+    SAME,
+    UNREAD,
+    Found,
+    section_of,
+    tables,
+    written,
+)
 from .make_tiny_checkpoints import write_stack  # noqa: E402
 from .soak import bytes_of  # noqa: E402
 
 Prompt = dict[str, dict[str, Any]]
 
+LONGEST = 300
+"""Seconds for one node; compiling the model is the longest."""
 OURS = ("MODEL", "CONDITIONING", "LATENT", "VAE")
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN"}
-CHANGES, SAME, UNREAD, REFUSED, CORE, RAW, NEEDS = "changes", "same", "unread", "refused", "core", "raw", "needs"
-OUTCOMES = {
-    CHANGES: "Works and changes the result",
-    SAME: "Runs, with the same result",
-    UNREAD: "No effect, and a warning of ours says so",
-    REFUSED: "Refused by a sentence of ours",
-    CORE: "Refused by a sentence of core's",
-    RAW: "Fails inside core",
-    NEEDS: "Needs something that this pack has not",
-}
 WARNING = "without effect on this model: "
 """In each warning of ours about what the model does not read."""
 OUR_WORDS = re.compile(r"[\w ]+: ")
@@ -66,20 +72,12 @@ CHOSEN: dict[str, dict[str, Any]] = {
     "ScaleROPE": {"scale_x": 2.0},
     "ModelMergeSimple": {"ratio": 0.5},
     "ModelMergeBlocks": {"input": 0.5, "middle": 0.5, "out": 0.5},
+    "LatentUpscaleBy": {"scale_by": 2.0},
+    "LatentCut": {"amount": 2},
     "TrainLoraNode": {"steps": 1, "batch_size": 1},
     "LTXVConcatAVLatent": {"video_latent": ["parts", 0], "audio_latent": ["parts", 1]},
 }
 """Where a node's defaults would do nothing, or take long."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """What came of a node: an outcome and the words of its error or warning, or what it needs."""
-
-    outcome: str
-    words: str = ""
-    alone: str = ""
-    """What came of it on the picture's latent without the sound's, where the pair did not go through."""
 
 
 def node(kind: str, **inputs: object) -> dict[str, Any]:
@@ -216,7 +214,7 @@ def prompt_with(title: str, info: dict, inputs: dict, added: Prompt, alone: bool
     second = made["second"]["inputs"]
     free = {"MODEL": ["model"], "CONDITIONING": ["positive", "negative"], "LATENT": ["latent_image"]}
     used = False
-    for slot, kind in enumerate(() if title.startswith("VAEEncode") else info["output"]):
+    for slot, kind in enumerate(() if "VAEEncode" in title else info["output"]):
         if free.get(kind):
             second[free[kind].pop(0)] = ["tried", slot]
             used = True
@@ -256,7 +254,7 @@ class Trial:
         self.runs += 1
         for stream in {"video", "audio"} & set(prompt):
             prompt[stream]["inputs"]["filename_prefix"] = f"run{self.runs}/{stream}"
-        return bytes_of(self.server, self.server.queue(prompt, seconds=300))
+        return bytes_of(self.server, self.server.queue(prompt, seconds=LONGEST))
 
     def of(self, title: str) -> Found:
         """What comes of a node of core's on ours."""
@@ -281,10 +279,12 @@ class Trial:
             return Found(NEEDS, str(error).splitlines()[-1])
         except PromptFailedError as error:
             return failure(error)
+        except TimeoutError:
+            return Found(RAW, f"did not end within {LONGEST} s")
         warnings = [line for line in self.server.log_text()[logged:].splitlines() if WARNING in line]
         if warnings:
-            return Found(UNREAD, "; ".join(line.partition(WARNING)[2] for line in warnings))
-        passes = {"MODEL", "CONDITIONING", "LATENT"} & set(info["output"]) and not alone
+            return Found(UNREAD, "; ".join(line.partition(WARNING)[2].partition(". ")[0] for line in warnings))
+        passes = {"MODEL", "CONDITIONING", "LATENT"} & set(info["output"]) and "VAEEncode" not in title
         return Found(SAME if passes and given == self.plain else CHANGES)
 
 
@@ -295,7 +295,7 @@ def failure(error: PromptFailedError) -> Found:
     last = messages["traceback"][-1] if messages["traceback"] else ""
     if PACK_NAME in last and OUR_WORDS.match(words):
         return Found(REFUSED, words)
-    if re.search(r"^\s*raise ", last, re.MULTILINE) and "custom_nodes" not in last:
+    if re.search(r"^\s*raise ", last, re.MULTILINE) and not re.search("custom_nodes|site-packages", last):
         return Found(CORE, f"{messages['node_type']}: {words}")
     return Found(RAW, f"{messages['node_type']}: {messages['exception_type']}: {words} | {' '.join(last.split())}")
 
@@ -308,19 +308,35 @@ def serve(base: Path) -> ComfyServer:
     return server
 
 
+def sections_of(nodes: dict[str, dict]) -> dict[str, str]:
+    """Node -> the table that it belongs to."""
+    kinds = {
+        title: {kind for _, _, kind, _ in kinds_of(info) if isinstance(kind, str)} for title, info in nodes.items()
+    }
+    return {title: section_of(title, info["python_module"], kinds[title]) for title, info in nodes.items()}
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.core_nodes", description=__doc__.splitlines()[0])
     parser.add_argument("nodes", nargs="*", metavar="NODE", help="only these; else all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what came of each node, with its words")
+    parser.add_argument("--write", action="store_true", help="put the tables of all nodes into docs/compatibility.md")
     asked = parser.parse_args(arguments)
+    if asked.write and asked.nodes:
+        parser.error("--write: found nodes, expected none: the page shows all.")
     with TemporaryDirectory() as folder, serve(Path(folder)) as server:
         trial, found = Trial(server), {}
         for title in asked.nodes or trial.nodes:
             found[title] = trial.of(title)
             print(f"{title}: {found[title]}", flush=True)
+        version = server.get("/system_stats")["system"]["comfyui_version"]
+    made = tables(found, sections_of(trial.nodes), version)
+    print(made)
     if asked.json:
         lines = {title: asdict(one) for title, one in found.items()}
         asked.json.write_text(json.dumps(lines, indent=1), encoding="utf-8")
+    if asked.write:
+        PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
     return 0
 
 
