@@ -11,22 +11,16 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..geometry import MAX_SECONDS, MODEL_SAMPLE_RATE, SAMPLES_PER_AUDIO_LATENT
-from .files import require_file
+from .sound_file import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, read_sound
 
 logger = logging.getLogger(__name__)
 
 SILENCE_PEAK = 1e-4
 """-80 dB of full scale."""
-MAX_BYTES = 2**36
-"""64 GiB: a film in high quality. Only the first seconds are read, but an index may lie at the end."""
-MIN_SAMPLE_RATE = 1_000
-MAX_SAMPLE_RATE = 768_000
 BLOCK_SECONDS = 10
 """How much goes to the resampler at once; its result does not depend on it."""
 
 SURROUND = ("FL", "FR", "FC", "LFE", "BL", "BR")
-UNNAMED = "NONE"
-"""What PyAV calls a channel of a file that doesn't say which loudspeaker it is for."""
 HALF_POWER = 0.5**0.5
 STEREO_GAINS = {
     "FL": (1.0, 0.0),
@@ -42,15 +36,23 @@ STEREO_GAINS = {
 
 
 def load_sound(path: str | Path, *, max_seconds: float = MAX_SECONDS) -> Tensor:
-    """Reads the first sound track of whatever PyAV opens, video files too -> float32 [1, 2, N] at 51,200 Hz.
+    """Reads the first sound track of a sound or video file -> float32 [1, 2, N] at 51,200 Hz.
 
     Stereo stays stereo, which the released model's own loader would mix down to mono and double; see
-    ``soundtrack_from_array`` for the rest. Parts of the file that can't be decoded are left out, with a warning.
+    ``soundtrack_from_array`` for the rest, and ``sound_file.read_sound`` for what is read and refused. Where rate or
+    channels change in the middle, each stretch is brought to stereo on its own.
     Raises InputError for a file that is missing, empty, not sound, without a sound track or too short.
     """
-    path = require_file(path, "audio", "a sound file", largest=MAX_BYTES)
-    samples, rate, names = _read_file(path, max_seconds)
-    return soundtrack_from_array(samples, rate, max_seconds=max_seconds, channels=names, name=str(path))
+    stretches = read_sound(path, max_seconds)
+    if len(stretches) == 1:
+        only = stretches[0]
+        return soundtrack_from_array(
+            only.samples, only.rate, max_seconds=max_seconds, channels=only.channels, name=str(path)
+        )
+    parts = [_resample(_mix_to_stereo(part.samples, part.channels), part.rate) for part in stretches]
+    return soundtrack_from_array(
+        np.concatenate(parts, axis=1), MODEL_SAMPLE_RATE, max_seconds=max_seconds, name=str(path)
+    )
 
 
 def soundtrack_from_array(
@@ -144,47 +146,3 @@ def _frames(stereo: np.ndarray, rate: int) -> Iterator[av.AudioFrame]:
         frame.sample_rate = rate
         frame.pts = start
         yield frame
-
-
-def _read_file(path: Path, max_seconds: float) -> tuple[np.ndarray, int, tuple[str, ...]]:
-    """[C, N] as the file has it, its rate and its channels' names; a little more than ``max_seconds`` at most."""
-    try:
-        # The prefix keeps a name with a colon from being taken for an address.
-        with av.open(f"file:{path}", metadata_errors="ignore") as container:
-            if not container.streams.audio:
-                raise InputError(f"audio: {path} has no sound track. Choose a sound file or a video with sound.")
-            return _decode(path, container, max_seconds)
-    except (av.error.FFmpegError, OSError) as error:
-        reason = error.strerror or error
-        raise InputError(f"audio: {path} is not a sound file that FFmpeg can read ({reason}).") from error
-
-
-def _decode(
-    path: Path, container: av.container.InputContainer, max_seconds: float
-) -> tuple[np.ndarray, int, tuple[str, ...]]:
-    stream = container.streams.audio[0]
-    to_float: av.AudioResampler | None = None
-    parts: list[np.ndarray] = []
-    total = rate = damaged = 0
-    names: tuple[str, ...] = ()
-    for packet in container.demux(stream):
-        try:
-            frames = packet.decode()
-        except av.error.InvalidDataError:
-            # Tags at the end of an mp3, or a few broken packets: players skip them too.
-            damaged += 1
-            continue
-        for frame in frames:
-            if to_float is None:
-                rate, names = frame.sample_rate, tuple(channel.name for channel in frame.layout.channels)
-                # Interleaved: PyAV crashes on arrays of eight channels and more in planes.
-                to_float = av.AudioResampler(format="flt", layout=frame.layout, rate=rate)
-            parts += [part.to_ndarray().reshape(-1, len(names)) for part in to_float.resample(frame)]
-            total += frame.samples
-        if rate and total > (max_seconds + 1) * rate:
-            break
-    if damaged:
-        logger.warning("audio: %s: damaged packets left out: %d.", path, damaged)
-    if not parts:
-        raise InputError(f"audio: {path} has a sound track without sound in it. Choose another file.")
-    return np.concatenate(parts).T, rate, names if UNNAMED not in names else ()

@@ -267,7 +267,7 @@ def test_text(tmp_path, name):
 
 def test_a_picture(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    refused(tmp_path / "a.png", "no sound track")
+    refused(tmp_path / "a.png", "not a sound file")
 
 
 def test_a_video_without_sound(tmp_path):
