@@ -88,11 +88,12 @@ def fold_weight_norm(source: TensorSource) -> TensorSource:
 
 
 def _folded(stem: str, magnitude: TensorEntry, direction: TensorEntry) -> TensorEntry:
-    expected = (direction.shape[0], 1, 1)
-    if magnitude.shape != expected:
+    expected = (*direction.shape[:1], 1, 1)
+    if magnitude.shape != expected or len(direction.shape) != 3:
         raise CheckpointError(
             f"{magnitude.file}: the weight norm of {stem.rstrip('.')!r} has a magnitude of shape "
-            f"{list(magnitude.shape)}, expected {list(expected)}. The file is damaged; download it again."
+            f"{list(magnitude.shape)} and a direction of shape {list(direction.shape)}; expected [N, 1, 1] and "
+            "three dimensions, N first. The file is damaged; download it again."
         )
 
     def read() -> Tensor:

@@ -12,7 +12,7 @@ def dimension(shapes: Shapes, name: str, axis: int, where: str, expected: str) -
     if name not in shapes:
         raise CheckpointError(f"{where}: tensor '{name}' is missing; expected {expected}. The file may be incomplete.")
     shape = tuple(shapes[name])
-    if len(shape) <= axis:
+    if len(shape) <= axis or shape[axis] == 0:
         raise CheckpointError(f"{where}: tensor '{name}' has shape {shape}; expected that of {expected}.")
     return shape[axis]
 
