@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
-from tools.attack import child, judge, runner
+from tools.attack import child, judge, results, runner
 from tools.attack.case import CANARY, Case, numbered
+from tools.mutate import VIDEO_DECODER_FILE
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES, SEED = 40, 7
@@ -138,3 +140,16 @@ def test_a_case_is_the_same_again(tmp_path):
                 os.chdir(before)
             made.append((case.what, case.arguments, sorted(child.contents(folder))))
         assert made[0] == made[1], kind
+
+
+@pytest.mark.parametrize(("change", "wrong"), [("none", ""), ("value", "other values"), ("name", "missing")])
+def test_what_a_conversion_writes_is_compared_with_its_undamaged_source(tmp_path, change, wrong):
+    tensors = {name: tensor.contiguous() for name, tensor in results.tensors_of(VIDEO_DECODER_FILE).items()}
+    name = "decoder.conv_out.conv.bias"
+    if change == "value":
+        tensors[name] = tensors[name] + 1
+    elif change == "name":
+        del tensors[name]
+    save_file(tensors, tmp_path / "x.safetensors")
+    assert wrong in results.wrong_tensors(tmp_path / "x.safetensors", VIDEO_DECODER_FILE, same_values=True)
+    assert bool(wrong) == bool(results.wrong_tensors(tmp_path / "x.safetensors", VIDEO_DECODER_FILE, same_values=True))

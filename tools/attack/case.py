@@ -8,7 +8,7 @@ from random import Random
 ROOT = Path(__file__).resolve().parent.parent.parent
 PONY = ROOT / "pony"
 OUTPUT = "o.mp4"
-FRAMES, SIDE = 5, 64
+SIDE = 64
 QUICK = ("--size", f"{SIDE}x{SIDE}", "--seconds", "0.2", "--steps", "1", "--seed", "1")
 CANARY = "canary"
 """A file of this name beside the case's folder shows that code in a pickle ran."""
@@ -16,10 +16,16 @@ CANARY = "canary"
 
 @dataclass(frozen=True)
 class Case:
-    """``what`` says in a few words how the input is bad, ``arguments`` are those of the command line."""
+    """``what`` says in a few words how the input is bad, ``arguments`` are those of the command line.
+
+    ``undamaged`` is what the input of a conversion was made from; where the damage touches no tensor, what is written
+    has the ``same_values``.
+    """
 
     what: str
     arguments: tuple[str, ...]
+    undamaged: Path | None = None
+    same_values: bool = False
 
 
 Build = Callable[[Random, Path], Case]

@@ -10,12 +10,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import av
-from safetensors import safe_open
-
 from happyhorse_core.cli import main
 
-from .case import FRAMES, OUTPUT, SIDE, Build, Case, numbered
+from .case import Build, Case, numbered
+from .results import wrong_result
 
 LARGEST = 1 << 26
 """Files above are not compared byte by byte."""
@@ -60,7 +58,7 @@ def _finish(case: Case, folder: Path, command: Command) -> None:
         if sys.exc_info()[0] is not None:
             traceback.print_exc()
         elif status == 0:
-            wrong = wrong_result(case, Path())
+            wrong = wrong_result(case)
         (folder / "end.json").write_text(json.dumps({"status": status, "wrong": wrong}), encoding="utf-8")
         sys.stdout.flush()
         sys.stderr.flush()
@@ -99,31 +97,3 @@ def contents(folder: Path) -> dict[str, str]:
         elif not path.is_dir():
             found[name] = f"mode {path.lstat().st_mode}, {path.lstat().st_size} bytes"
     return found
-
-
-def wrong_result(case: Case, work: Path) -> str:
-    """What is wrong with the result of a command that ended well; "" where nothing is."""
-    command, arguments = case.arguments[0], case.arguments
-    if command == "convert":
-        target = next(word for word in arguments[2:] if word.endswith(".safetensors"))
-        with safe_open(work / target, "pt") as file:
-            return "" if file.keys() else "no tensors"
-    if command == "generate" and "--output" in arguments:
-        return wrong_clip(work / arguments[arguments.index("--output") + 1], plain="--upscale" not in arguments)
-    return ""
-
-
-def wrong_clip(path: Path, plain: bool) -> str:
-    """What is wrong with an mp4; ``plain`` where its size was not asked for otherwise."""
-    try:
-        with av.open(str(path)) as clip:
-            frames = [frame.to_ndarray(format="rgb24") for frame in clip.decode(video=0)]
-        with av.open(str(path)) as clip:
-            sound = [frame.to_ndarray() for frame in clip.decode(audio=0)]
-    except (av.error.FFmpegError, OSError, IndexError) as error:
-        return f"{path} does not play: {error}"
-    if not frames or not sound:
-        return f"{path} has {len(frames)} frames and {len(sound)} blocks of sound"
-    if path.name == OUTPUT and plain and (len(frames) % 4 != FRAMES % 4 or frames[0].shape[1] % 32):
-        return f"{path} has {len(frames)} frames of {frames[0].shape}, expected {FRAMES} of {SIDE} x {SIDE}"
-    return ""

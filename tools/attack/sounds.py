@@ -17,7 +17,7 @@ FORMATS = {
     "aiff": ("pcm_s16be", "s16"),
     "mp3": ("libmp3lame", "s16p"),
     "flac": ("flac", "s16"),
-    "ogg": ("libvorbis", "fltp"),
+    "ogg": ("flac", "s16"),
     "opus": ("libopus", "flt"),
     "adts": ("aac", "fltp"),
     "mp4": ("aac", "fltp"),

@@ -4,10 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from ..mutate import KINDS, PART_OF, make
+from ..mutate import KINDS, PART_OF, TEXT_FOLDER, TRANSFORMER_FOLDER, VIDEO_DECODER_FILE, make
 from .case import Build, Case, generate
 
 FAMILIES = ("safetensors", "pickle", "index", "config", "tokenizer", "special", "weights")
+UNDAMAGED = {"transformer": TRANSFORMER_FOLDER, "text_encoder": TEXT_FOLDER, "video_decoder": VIDEO_DECODER_FILE}
+OF_VALUES = ("safetensors-bytes", "pickle-bytes", "pickle-tensor", "pickle-opcodes", "weights-")
+"""Kinds of damage that may change a tensor's values, and leave a file that nobody can tell from a sound one."""
 
 
 def family(begin: str) -> Build:
@@ -19,8 +22,9 @@ def family(begin: str) -> Build:
         place = folder / "files"
         place.mkdir()
         path = str(make(kind, rng.randrange(10**9), place.absolute()).relative_to(folder.absolute()))
-        command = rng.choice(COMMANDS if PART_OF[kind] != "text_encoder" else COMMANDS[:3])
-        return Case(f"{command.__name__.lstrip('_')} {kind}", command(path, PART_OF[kind]))
+        command = rng.choice(COMMANDS)
+        what, part = f"{command.__name__.lstrip('_')} {kind}", PART_OF[kind]
+        return Case(what, command(path, part), UNDAMAGED[part], not kind.startswith(OF_VALUES))
 
     return build
 
