@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "compatibility.md"
 BEGIN, END = "<!-- core nodes: python -m tools.core_nodes --write -->", "<!-- end of core nodes -->"
@@ -29,17 +30,19 @@ OTHERS = "Nodes made for other models"
 MERGES = "Merges made for other models"
 SECTIONS = ("MODEL", "CONDITIONING", "LATENT", "VAE", MERGES, OTHERS)
 NOTES = {
-    MERGES: [
-        "",
-        "Their widgets are named after layers of those models. Ours has none of these, and is merged by the first.",
-    ],
-    OTHERS: [
-        "",
-        "Where they run, what they add to a prompt or a model is not read by ours, or is not meant for it; but "
-        "LTXVAudioVAEDecode and LTXVAudioVAEEncode do what VAEDecodeAudio and VAEEncodeAudio do.",
-    ],
+    "MODEL": "UNetCrossAttentionMultiply, UNetSelfAttentionMultiply and UNetTemporalAttentionMultiply look for weights "
+    "by the names of a U-Net, find none, and say nothing. FreeU is refused at the node itself, the others when a clip "
+    "is sampled.",
+    MERGES: "Their widgets are named after layers of those models. Ours has none of these, and is merged by the first.",
+    OTHERS: "Where they run, what they add to a prompt or a model is not read by ours, or is not meant for it; but "
+    "LTXVAudioVAEDecode and LTXVAudioVAEEncode do what VAEDecodeAudio and VAEEncodeAudio do.",
 }
+"""What stands above the table of a section."""
 RUNS = "Runs, and what comes out is another result"
+NOISE = "Runs, but sets the noise of models that were trained with another kind, which spoils the clip"
+OTHER_NOISE = {f"ModelSampling{kind}" for kind in ("ContinuousEDM", "ContinuousV", "Discrete", "StableCascade")}
+LABELS = {OUTCOMES[CHANGES]: CHANGES, RUNS: CHANGES, NOISE: CHANGES} | {words: key for key, words in OUTCOMES.items()}
+"""First cell of a row -> what the program finds of its nodes, in the order of the rows."""
 OTHER_MODULES = re.compile(
     r"nodes_(ace|ar_video|bernini|boogu|chroma_radiance|cosmos|flux|hidream_o1|hunyuan|hunyuan3d|ip2p|joyimage|"
     r"kandinsky5|lt|lt_audio|lt_upsampler|mage|minimax_h3|model_patch|nop|pid|qwen|rtdetr|sam3|scail|sdpose|"
@@ -84,20 +87,25 @@ def tables(found: dict[str, Found], sections: dict[str, str], version: str) -> s
     """Markdown of all nodes found, a table for each section that has some, and what is said of its nodes."""
     lines = [f"ComfyUI {version}, {len(found)} nodes, each with its defaults or with values that show an effect."]
     for section in SECTIONS:
+        here = {title: found[title] for title in sorted(found, key=str.lower) if sections[title] == section}
+        if not here:
+            continue
+        heading = section if section in (MERGES, OTHERS) else f"Nodes that take a {section}"
+        note = [fill(NOTES[section], 120), ""] if section in NOTES else []
+        lines += ["", f"### {heading}", "", *note, "| Outcome | Nodes |", "| --- | --- |"]
         rows = defaultdict(list)
-        for title in sorted(found, key=str.lower):
-            if sections[title] == section:
-                rows[found[title].row].append(title)
-        if rows:
-            heading = section if section in NOTES else f"Nodes that take a {section}"
-            lines += ["", f"### {heading}", *NOTES.get(section, []), "", "| Outcome | Nodes |", "| --- | --- |"]
-            lines += [f"| {label(row, section)} | {', '.join(rows[row])} |" for row in OUTCOMES if rows[row]]
-            lines += words_of({title: found[title] for row in (UNREAD, REFUSED) for title in rows[row]})
+        for title, one in here.items():
+            rows[label(title, one.row, section)].append(title)
+        lines += [f"| {words} | {', '.join(rows[words])} |" for words in LABELS if words in rows]
+        said = sorted((one.row != UNREAD, title) for title, one in here.items() if one.row in (UNREAD, REFUSED))
+        lines += words_of({title: here[title] for _, title in said})
     return "\n".join(lines)
 
 
-def label(row: str, section: str) -> str:
-    """A row's first cell. Nodes made for other models run, but nobody should call that working."""
+def label(title: str, row: str, section: str) -> str:
+    """The first cell of a node's row. Nodes made for other models run, but nobody should call that working."""
+    if row == CHANGES and title in OTHER_NOISE:
+        return NOISE
     return RUNS if row == CHANGES and section == OTHERS else OUTCOMES[row]
 
 
@@ -123,9 +131,8 @@ def written(text: str, tables: str) -> str:
 
 def rows_of(text: str) -> dict[str, str]:
     """Node -> key of ``OUTCOMES``, as the page says."""
-    keys = {words: key for key, words in OUTCOMES.items()} | {RUNS: CHANGES}
     rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", between(text), re.MULTILINE)
-    return {title: keys[words] for words, titles in rows if words in keys for title in titles.split(", ")}
+    return {title: LABELS[words] for words, titles in rows if words in LABELS for title in titles.split(", ")}
 
 
 def version_of(text: str) -> str:
