@@ -3,10 +3,12 @@
 import socket
 import wave
 from fractions import Fraction
+from io import BytesIO
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from happyhorse_core.errors import InputError
 from happyhorse_core.media.sound import load_sound
@@ -83,6 +85,89 @@ def test_what_recorders_write(tmp_path, name, codec, rate, longer):
     assert_tone(sound[:, :MODEL_RATE], 440, 660)
 
 
+def id3_with_cover(path):
+    """An ID3 tag that holds a JPEG, as shops and phones write it before an mp3."""
+    picture = BytesIO()
+    Image.new("RGB", (300, 300), "red").save(picture, "JPEG")
+    body = b"\0image/jpeg\0\3\0" + picture.getvalue()
+    frame = b"APIC" + len(body).to_bytes(4, "big") + b"\0\0" + body
+    size = bytes((len(frame) >> shift) & 127 for shift in (21, 14, 7, 0))
+    path.write_bytes(b"ID3\3\0\0" + size + frame + path.read_bytes())
+
+
+def test_a_cover_in_an_mp3_is_no_sound(tmp_path):
+    write_sound(tmp_path / "a.mp3", "libmp3lame", 44_100, tone(44_100, 1, 440, 660))
+    alone = read(tmp_path / "a.mp3")
+    id3_with_cover(tmp_path / "a.mp3")
+    with av.open(str(tmp_path / "a.mp3")) as container:
+        assert len(container.streams.video) == 1
+    assert np.array_equal(read(tmp_path / "a.mp3"), alone)
+
+
+def test_a_voice_recorder_s_amr(tmp_path):
+    write_sound(tmp_path / "a.amr", "libopencore_amrnb", 8_000, tone(8_000, 1, 440), "mono")
+    sound = read(tmp_path / "a.amr")
+    assert sound.shape[1] / MODEL_RATE == pytest.approx(1, abs=0.03)
+    assert_tone(sound, 440, 440, tolerance=0.1)
+
+
+def test_surround_of_a_film_comes_down_to_stereo(tmp_path):
+    """Front left and right as they are, the centre at half its power, nothing of the deep tones' own channel."""
+    silence = np.zeros(48_000, np.float32)
+    left, right, centre = tone(48_000, 1, 440, 660, 880, level=0.25)
+    deep = tone(48_000, 1, 60, level=0.5)[0]
+    write_sound(tmp_path / "a.ac3", "ac3", 48_000, np.stack([left, right, centre, deep, silence, silence]), "5.1")
+    for channel, own in zip(read(tmp_path / "a.ac3")[:, 4000:-4000], (440, 660), strict=True):
+        loudness = {hertz: amplitude(channel, hertz) for hertz in (60, 440, 660, 880)}
+        assert loudness[own] == pytest.approx(0.25, rel=0.03)
+        assert loudness[880] == pytest.approx(0.25 * 0.5**0.5, rel=0.03)
+        assert loudness[1100 - own] < 0.005 and loudness[60] < 0.005
+
+
+def amplitude(channel, hertz):
+    """Of the sine of one frequency in a channel."""
+    window = np.hanning(channel.shape[0])
+    turns = np.exp(2j * np.pi * hertz * np.arange(channel.shape[0]) / MODEL_RATE)
+    return 2 * abs(np.sum(window * channel * turns)) / window.sum()
+
+
+def test_sound_that_begins_after_the_picture(tmp_path):
+    """A clip given as sound keeps its time: what is seen at 0.5 s is heard at 0.5 s."""
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        pictures = container.add_stream("mpeg4", rate=25)
+        pictures.width, pictures.height, pictures.pix_fmt = 64, 48, "yuv420p"
+        stream = container.add_stream("pcm_s16le", rate=48_000, layout="stereo")
+        for _ in range(25):
+            container.mux(pictures.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")))
+        container.mux(pictures.encode(None))
+        add_sound(container, stream, 48_000, tone(48_000, 0.5, 440, 660), "stereo", start=0.5)
+        container.mux(stream.encode(None))
+    sound = read(tmp_path / "a.mkv")
+    assert sound.shape[1] / MODEL_RATE == pytest.approx(1, abs=0.01)
+    assert level(sound[:, : int(0.45 * MODEL_RATE)]) < 1e-3
+    assert_tone(sound[:, int(0.52 * MODEL_RATE) :], 440, 660)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.wav", "pcm_s16le"), ("a.mp3", "libmp3lame"), ("a.m4a", "aac"), ("a.flac", "flac"), ("a.ogg", "libopus")],
+)
+def test_damage_is_one_error_or_a_sound(tmp_path, name, codec):
+    whole = write_sound(tmp_path / name, codec, 48_000, tone(48_000, 0.3, 440, 660)).read_bytes()
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        data = bytearray(whole[: int(rng.integers(1, len(whole)))] if seed % 4 == 0 else whole)
+        for place in rng.integers(0, len(data), 1 + seed % 9):
+            data[place] = int(rng.integers(256))
+        (tmp_path / name).write_bytes(data)
+        try:
+            sound = read(tmp_path / name)
+        except InputError as error:
+            assert "\n" not in str(error) and name in str(error)
+        else:
+            assert np.isfinite(sound).all() and sound.shape[0] == 2
+
+
 @pytest.mark.parametrize("name", ["a.mka", "a.nut"])
 def test_a_gap_in_the_timestamps_is_silence(tmp_path, name):
     with av.open(str(tmp_path / name), "w") as container:
@@ -102,7 +187,9 @@ def test_ogg_files_one_after_the_other_keep_their_pitch_and_level(tmp_path):
     second = write_sound(tmp_path / "2.ogg", "flac", 44_100, tone(44_100, 1, 880, 550))
     (tmp_path / "both.ogg").write_bytes(first.read_bytes() + second.read_bytes())
     sound = read(tmp_path / "both.ogg")
+    assert sound.shape[1] / MODEL_RATE == pytest.approx(2, abs=0.01)
     assert_tone(sound[:, :MODEL_RATE], 440, 660)
+    assert_tone(sound[:, MODEL_RATE:], 880, 550)
 
 
 @pytest.mark.parametrize(("rate", "layout"), [(44_100, "mono"), (22_050, "stereo"), (22_050, "mono")])
