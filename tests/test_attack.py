@@ -10,25 +10,47 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from tools.attack import child, judge, results, runner
+import workflow_cases
+from tools.attack import child, judge, nodes, results, runner
 from tools.attack.case import CANARY, Case, numbered
 from tools.mutate import VIDEO_DECODER_FILE
 
 ROOT = Path(__file__).resolve().parent.parent
-CASES, SEED = 40, 7
+CASES, NODE_CASES, SEED = 40, 15, 7
 BOUNDS = runner.Bounds(seconds=2, memory=1 << 30)
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the cases are copies of one process")
 
 
 def test_bad_inputs_end_in_a_clear_error_or_the_right_result(tmp_path):
-    command = [sys.executable, "-m", "tools.attack", "--cases", str(CASES), "--seed", str(SEED), "--folder", tmp_path]
+    chosen = ["--cases", str(CASES), "--seed", str(SEED), "--kinds", ",".join(runner.KINDS), "--folder", str(tmp_path)]
+    command = [sys.executable, "-m", "tools.attack", *chosen]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     found = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(found) == CASES
     assert {verdict["verdict"] for verdict in found} == {judge.CLEAR, judge.RIGHT}
     assert {verdict["kind"] for verdict in found} == set(runner.KINDS)
+
+
+def test_wrong_inputs_of_nodes_end_in_a_clear_error_or_the_right_result(comfy_server):
+    workflow_cases.put_files(comfy_server)
+    attacked = nodes.Nodes(comfy_server)
+    found = [attacked.run(SEED, number) for number in range(NODE_CASES)]
+    assert [verdict for verdict in found if verdict.defect] == []
+    assert {verdict.verdict for verdict in found} > {judge.CLEAR}
+
+
+@pytest.mark.parametrize("kind", ["TypeError", "KeyError", "torch.OutOfMemoryError"])
+def test_a_raw_error_of_a_node_of_ours_is_a_defect(kind):
+    frame = '  File "/x/custom_nodes/ComfyUI-HappyHorse/nodes/decode.py", line 1, in execute\n'
+    error = {"node_type": "HappyHorseDecode", "exception_type": kind, "exception_message": "x", "traceback": [frame]}
+    assert nodes.judged(error)[0] == "traceback"
+    assert nodes.judged(error | {"exception_type": "pack.happyhorse_core.errors.InputError"})[0] == judge.CLEAR
+    assert (
+        nodes.judged(error | {"node_type": "KSampler", "traceback": ['  File "/x/nodes.py", line 1, in x\n']})[0]
+        == judge.HOST
+    )
 
 
 def raise_an_error(_):

@@ -31,6 +31,13 @@ def checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
 
     @wraps(execute)
     def run(cls: type[io.ComfyNode], *args: Any, **kwargs: Any) -> io.NodeOutput:
+        unknown = next((name for name in kwargs if name not in signature.parameters), None)
+        if unknown is not None:
+            # The server hands on every wire of a prompt, also one to an input of an older version.
+            raise InputError(
+                f"{one_line(unknown, SHOWN)}: found an input that this node has not, expected those that it shows. "
+                "Take it out of the workflow, or add the node anew."
+            )
         given = signature.bind(cls, *args, **kwargs).arguments
         for item in cls.define_schema().inputs:
             if item.id in given:

@@ -193,3 +193,9 @@ class LazySound(Mapping):
 def test_sound_that_is_read_when_asked_for_is_right():
     with pytest.raises(WorkBeganError):
         tiny.run(pack.HappyHorseAudioToVideo, **arguments(pack.HappyHorseAudioToVideo) | {"audio": LazySound()})
+
+
+@pytest.mark.parametrize("node", pack.NODES)
+def test_an_input_that_the_node_has_not_is_refused_by_its_name(node):
+    with pytest.raises(ValueError, match=r"^of_an_older_version: found an input that this node has not, .*[.]$"):
+        tiny.run(node, **arguments(node), of_an_older_version=1)

@@ -14,8 +14,12 @@ from pathlib import Path
 import torch
 
 from . import __doc__ as description
+from .case import PONY
+from .child import contents
 from .judge import Verdict
-from .runner import KINDS, Attack, Bounds, say
+from .nodes import KIND as NODE
+from .nodes import ComfyUINotFoundError, find_comfyui
+from .runner import ALL, Attack, Bounds, say
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=1, help="another seed makes other cases; default 1")
     add("--cases", type=int, default=1000, metavar="N", help="how many; default 1000")
     add("--case", type=int, metavar="N", help="only case N of this seed, and keep its files")
-    add("--kinds", default=",".join(KINDS), help=f"some of {', '.join(KINDS)}; default all")
+    add("--kinds", default=",".join(ALL), help=f"some of {', '.join(dict.fromkeys(ALL))}; default all")
     add("--workers", type=int, default=2, metavar="N", help="cases side by side; default 2")
     add("--folder", type=Path, metavar="DIR", help="where the files of defects stay; default a new temporary folder")
     add("--seconds", type=float, default=60, help="longest that a case may take; default 60")
@@ -40,7 +44,8 @@ def main() -> int:
     folder = args.folder or Path(tempfile.mkdtemp(prefix="attack-"))
     folder.mkdir(parents=True, exist_ok=True)
     bounds = Bounds(args.seconds, int(args.memory * 2**30))
-    attack = Attack(args.seed, folder.absolute(), tuple(args.kinds.split(",")), bounds, args.case is not None)
+    attack = Attack(args.seed, folder.absolute(), kinds_of(args.kinds), bounds, args.case is not None)
+    model = contents(PONY)
     numbers = range(args.cases) if args.case is None else [args.case]
     start = time.monotonic()
     with (folder / "verdicts.jsonl").open("w", encoding="utf-8") as lines:
@@ -52,8 +57,25 @@ def main() -> int:
 
         found = attack.run_all(numbers, args.workers, told)
     print(table(found))
+    if contents(PONY) != model:
+        print(f"a case changed a file of {PONY}")
+        return 1
     print(f"{len(found)} cases in {time.monotonic() - start:.0f} s; files in {folder}")
     return int(any(verdict.defect for verdict in found))
+
+
+def kinds_of(text: str) -> tuple[str, ...]:
+    """The kinds that a text names; without that of nodes where there is no ComfyUI."""
+    kinds = tuple(text.split(","))
+    unknown = set(kinds) - set(ALL)
+    if unknown:
+        parser().error(f"--kinds: found {', '.join(sorted(unknown))}, expected some of {', '.join(dict.fromkeys(ALL))}")
+    try:
+        find_comfyui()
+    except ComfyUINotFoundError as error:
+        print(f"no cases of nodes: {error}")
+        return tuple(kind for kind in kinds if kind != NODE)
+    return kinds
 
 
 def table(found: list[Verdict]) -> str:

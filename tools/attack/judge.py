@@ -14,6 +14,8 @@ from .child import contents
 OWN = {"case.json", "end.json", "out", "err", "started", "tmp", "work"}
 """What the process of a case writes itself."""
 CLEAR, RIGHT, HARNESS = "clear error", "right result", "attack's own failure"
+HOST = "error of the host"
+"""What a node of core raised in its own code, of inputs that are its own."""
 LONGEST = LONGEST_MESSAGE + 100
 
 
@@ -40,7 +42,7 @@ class Verdict:
 
     @property
     def defect(self) -> bool:
-        return self.verdict not in (CLEAR, RIGHT)
+        return self.verdict not in (CLEAR, RIGHT, HOST)
 
     def line(self) -> str:
         return json.dumps(asdict(self))

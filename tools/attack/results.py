@@ -65,19 +65,25 @@ def tensors_of(source: Path) -> dict[str, Tensor]:
 
 def wrong_clip(args: Namespace) -> str:
     """What is wrong with the mp4 that ``generate`` wrote for these arguments."""
+    asked = None if args.upscale or args.sr_model or args.size is None else snap_size(*args.size)
+    return wrong_pictures(args.output, asked)
+
+
+def wrong_pictures(path: Path, asked: tuple[int, int] | None = None) -> str:
+    """What is wrong with a clip with sound; ``asked`` are its width and height where they are known."""
     try:
-        with av.open(str(args.output)) as clip:
+        with av.open(str(path)) as clip:
             frames = [frame.to_ndarray(format="rgb24") for frame in clip.decode(video=0)]
-        with av.open(str(args.output)) as clip:
+        with av.open(str(path)) as clip:
             samples = sum(frame.samples for frame in clip.decode(audio=0))
     except (av.error.FFmpegError, OSError, IndexError) as error:
         return f"does not play: {error}"
     if not frames or not samples:
         return f"has {len(frames)} frames and {samples} samples of sound"
     size = frames[0].shape[1], frames[0].shape[0]
-    if args.upscale is None and args.sr_model is None and args.size is not None and size != snap_size(*args.size):
-        return f"is {size[0]}x{size[1]}, asked for {args.size[0]}x{args.size[1]}"
-    if len(frames) % 4 != 1:
+    if asked is not None and size != asked:
+        return f"is {size[0]}x{size[1]}, expected {asked[0]}x{asked[1]}"
+    if asked is not None and len(frames) % 4 != 1:
         return f"has {len(frames)} frames, expected 4 n + 1"
     flat = [number for number, frame in enumerate(frames) if np.std(frame) < LEAST_CONTRAST]
     return f"frame {flat[0]} is all of one colour" if flat else ""

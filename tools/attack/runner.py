@@ -8,10 +8,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, util
 from pathlib import Path
 
-from . import child, commands, pictures, sounds, weights
+from . import child, commands, nodes, pictures, sounds, weights
 from .case import Build
 from .judge import Ended, Verdict, judge
 
@@ -24,6 +24,11 @@ KINDS: dict[str, Build] = {
     "command": commands.build,
     **{name: weights.family(name) for name in weights.FAMILIES},
 }
+"""Kinds of cases of the command line."""
+ALL = (*KINDS, nodes.KIND, nodes.KIND)
+"""What a number stands for, in turn; the nodes have twice as many cases as any other kind."""
+SERVERS: dict[Path, nodes.Nodes] = {}
+"""The ComfyUI of this worker, once it has had a case of a node."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Attack:
 
     seed: int
     folder: Path
-    kinds: tuple[str, ...] = tuple(KINDS)
+    kinds: tuple[str, ...] = ALL
     bounds: Bounds = Bounds()
     keep: bool = False
 
@@ -49,24 +54,40 @@ class Attack:
 
     def run(self, number: int) -> Verdict:
         """Runs one case; its files stay where it is a defect, or all are kept."""
+        kind = self.kind_of(number)
+        if kind == nodes.KIND:
+            return self._server().run(self.seed, number)
         folder = self.folder / f"{number:05d}"
         folder.mkdir(parents=True)
-        kind = self.kind_of(number)
         pid = fork(lambda: child.run(KINDS[kind], self.seed, number, folder), folder)
         verdict = judge(folder, kind, number, watched(pid, self.bounds), self.bounds.memory)
         if not (self.keep or verdict.defect):
             shutil.rmtree(folder)
         return verdict
 
+    def _server(self) -> nodes.Nodes:
+        base = self.folder / f"server-{os.getpid()}"
+        if base not in SERVERS:
+            SERVERS[base] = started = nodes.serve(base)
+            util.Finalize(started, started.server.stop, exitpriority=1)
+        return SERVERS[base]
+
     def run_all(self, numbers: Iterable[int], workers: int, told: Callable[[Verdict], None]) -> list[Verdict]:
         """Runs cases on so many workers and calls ``told`` with each verdict as it comes."""
         found = []
         # Processes, since a copy of a process with threads may wait for ever for a lock that another thread held.
-        with get_context("fork").Pool(workers) as pool:
+        with get_context("fork").Pool(workers, end_on_terminate) as pool:
             for verdict in pool.imap_unordered(self.run, numbers):
                 told(verdict)
                 found.append(verdict)
+            pool.close()
+            pool.join()
         return found
+
+
+def end_on_terminate() -> None:
+    """Lets a worker that is told to end stop its server first."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 
 
 def fork(work: Callable[[], None], folder: Path) -> int:
