@@ -20,6 +20,8 @@ MAX_PIXELS = 100_000_000
 """What is decoded at most, and takes 2 GB. The largest frame of a clip has 17 million pixels."""
 MAX_BYTES = 2**30
 """More than ``MAX_PIXELS`` take uncompressed; some decoders read the whole file before they look at it."""
+BAND = 256
+"""Rows of a picture that are turned into 8 bits at a time."""
 SIXTEEN_BIT_STEP = 257
 """65535 / 255."""
 
@@ -135,11 +137,14 @@ def _crop_to_aspect(picture: Image.Image, width: int, height: int) -> Image.Imag
 
 
 def _to_tensor(picture: Image.Image) -> Tensor:
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).unsqueeze(0).contiguous()
-    return pixels.to(torch.float32).div_(127.5).sub_(1)
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).unsqueeze(0)
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
 
 
 def _to_picture(image: Tensor) -> Image.Image:
-    # In place from the second step on: a picture of 100 million pixels takes 1.2 GB each time.
-    pixels = image[0].permute(1, 2, 0).float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+    # In bands, since the float copy of 100 million pixels takes 1.2 GB.
+    source = image[0].permute(1, 2, 0)
+    pixels = torch.empty(source.shape, dtype=torch.uint8, device=source.device)
+    for band, values in zip(pixels.split(BAND), source.split(BAND), strict=True):
+        band.copy_(values.float().add(1).mul_(127.5).round_().clamp_(0, 255))
     return Image.fromarray(pixels.cpu().numpy())

@@ -11,6 +11,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from peak_memory import PeakMemory
 from PIL import EpsImagePlugin, Image, features
 
 from happyhorse_core.errors import InputError
@@ -388,3 +389,13 @@ def test_the_result_stays_in_range_where_lanczos_overshoots():
     frame = fit_image(edge, 96, 96)
     assert frame.min() == -1
     assert frame.max() == 1
+
+
+def test_a_picture_is_made_to_fit_without_another_copy_of_all_its_numbers():
+    pixels = np.random.default_rng(0).integers(0, 256, (1000, 500, 3), dtype=np.uint8)
+    picture = expected(pixels)
+    with PeakMemory() as memory:
+        fitted = fit_image(picture, 64, 128)
+    assert memory.peak < 3 * pixels.nbytes  # 8 bits of each, and floats of a band
+    whole = Image.fromarray(pixels).resize((64, 128), Image.Resampling.LANCZOS)
+    assert_pixels(fitted[:, :, 0], np.asarray(whole))
