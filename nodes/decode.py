@@ -9,6 +9,7 @@ from torch import Tensor
 from ..happyhorse_core import geometry
 from ..happyhorse_core.video_vae.tiling import OVERLAP
 from .host import checks
+from .host.estimate import check_decoding
 from .host.inputs import checked
 from .host.latents import original_audio, streams_of
 from .host.vae import decode_frames
@@ -69,6 +70,7 @@ class HappyHorseDecode(io.ComfyNode):
         video, audio = streams_of(latent)
         checks.check_video_vae(vae, "vae")
         checks.check_audio_vae(audio_vae, "audio_vae")
+        check_decoding(video.shape, "latent")
         frames = decode_frames(vae, video, tile_size // geometry.SPATIAL_STRIDE, overlap // geometry.SPATIAL_STRIDE)
         sound = original_audio(latent, audio) or decode_audio(audio_vae, audio)
         sound = as_long_as(frames.shape[1], sound)

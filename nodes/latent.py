@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..happyhorse_core import geometry
+from .host.estimate import check_latent
 from .host.inputs import checked
 from .host.latents import CATEGORY, audio_mask, encode_image, first_frame_mask, streams_of, with_first_frame
 
@@ -81,6 +82,7 @@ class HappyHorseEmptyLatent(io.ComfyNode):
         if frames not in (0, shape.video_frames):
             log.warning("HappyHorse: %d frames are not 4n + 1; the clip has %d frames.", frames, shape.video_frames)
         device = comfy.model_management.intermediate_device()
+        check_latent(shape, batch_size, device)
         streams = [torch.zeros(batch_size, *size, device=device) for size in (shape.video_latent, shape.audio_latent)]
         return io.NodeOutput({"samples": NestedTensor(streams)})
 

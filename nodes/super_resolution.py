@@ -13,6 +13,7 @@ from ..happyhorse_core.errors import InputError
 from ..happyhorse_core.sampling.guidance import SR_SCALE
 from ..happyhorse_core.sampling.schedule import MAX_STEPS
 from .host import checks
+from .host.estimate import check_sampling
 from .host.inputs import checked
 from .host.latents import audio_mask, encode_image, first_frame_is_held, fresh_mask, streams_of
 from .host.sampling import CATEGORY, seed_input
@@ -115,11 +116,14 @@ class HappyHorseSuperResolution(io.ComfyNode):
     ) -> io.NodeOutput:
         video, audio = check_inputs(sr_model, latent, positive, negative, vae, image)
         size = choose_size(sr_model, video, width, height)
-        first = None if image is None else encode_image(vae, image, *size)
-        start, heard = start_state(video, audio, size, seed, latent.get("batch_index"))
         model, conditioning = with_local_attention(sr_model, local_attention), {"positive": positive}
         if negative is not None and cfg > 1:
             model, conditioning = guided_by_frame(model, cfg), {**conditioning, "negative": negative}
+        texts = [text.shape[1] for conds in conditioning.values() for text, _ in conds]
+        larger = (*video.shape[:3], *(side // geometry.SPATIAL_STRIDE for side in reversed(size)))
+        check_sampling(model, larger, audio.shape, texts, steps, "width, height")
+        first = None if image is None else encode_image(vae, image, *size)
+        start, heard = start_state(video, audio, size, seed, latent.get("batch_index"))
         large = refine(model, conditioning, start, heard, first, steps=steps, seed=seed)
         return io.NodeOutput(enlarged(latent, large, audio, first is not None))
 

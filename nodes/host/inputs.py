@@ -15,6 +15,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...happyhorse_core.errors import InputError, one_line
+from ...happyhorse_core.finite import is_finite
 
 FILE_NAMES = "_name"
 """The end of inputs that name a file: which there are is checked where it is looked up."""
@@ -62,7 +63,7 @@ def check_socket(kind: str, value: Any, name: str) -> None:
     fits, wanted = SOCKETS[kind]
     if not fits(value):
         raise wrong(name, value, wanted)
-    if any(not bool(torch.isfinite(tensor).all()) for tensor in numbers_of(kind, value)):
+    if any(not is_finite(tensor) for tensor in numbers_of(kind, value)):
         raise InputError(
             f"{name}: found values that are no numbers (NaN or infinite), expected finite ones. Something before "
             "this node went wrong: a damaged file, or a precision that its model can't be run in."

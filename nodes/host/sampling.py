@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...happyhorse_core.sampling.schedule import flow_sigmas
+from .estimate import check_sampling
 from .latents import Latent
 
 CATEGORY = "HappyHorse/sampling"
@@ -41,6 +42,9 @@ def sample_from_noise(
 ) -> NestedTensor:
     """Runs ``sampler`` over the whole schedule of the released models, from pure noise. Returns clean streams."""
     samples = latent["samples"]
+    video, audio = samples.unbind()
+    texts = [cond["cross_attn"].shape[1] for conds in guider.original_conds.values() for cond in conds]
+    check_sampling(guider.model_patcher, video.shape, audio.shape, texts, steps, "latent")
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     return sample_from(noise, samples, guider, sampler, steps=steps, seed=seed, mask=latent.get("noise_mask"))
 
