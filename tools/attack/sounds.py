@@ -24,6 +24,7 @@ FORMATS = {
     "matroska": ("aac", "fltp"),
     "ac3": ("ac3", "fltp"),
 }
+FILMS = ("mp4", "mov", "matroska", "avi", "mpegts", "flv")
 SUFFIXES = (".wav", ".mp3", ".m4a", ".flac", ".ogg", ".mkv", ".mp4", ".WAV", "", ".txt", ".m3u8", ".png")
 RATE = 48_000
 
@@ -60,14 +61,21 @@ def sample(form: str, layout: str = "stereo", seconds: float = 0.4, rate: int = 
 
 
 @cache
-def silent_video() -> bytes:
+def film(form: str, sound: bool = True) -> bytes:
+    """Five pictures, with a tone where there is to be sound."""
     data = io.BytesIO()
-    with av.open(data, "w", format="mp4") as container:
-        stream = container.add_stream("h264", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+    with av.open(data, "w", format=form) as container:
+        video = container.add_stream("h264", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
+        audio = container.add_stream("aac", rate=RATE, layout="stereo") if sound else None
         for _ in range(5):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8))))
-        container.mux(stream.encode(None))
+            container.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8))))
+        container.mux(video.encode(None))
+        if audio is not None:
+            tone = np.sin(np.arange(RATE // 5) * 0.05).astype(np.float32) * 0.3
+            frame = av.AudioFrame.from_ndarray(np.stack([tone, tone]), format="fltp", layout="stereo")
+            frame.sample_rate, frame.pts = RATE, 0
+            container.mux([*audio.encode(frame), *audio.encode(None)])
     return data.getvalue()
 
 
@@ -87,7 +95,8 @@ def wav_of(rng: Random) -> tuple[str, bytes]:
 
 def content(rng: Random) -> tuple[str, bytes]:
     kind = rng.choice(
-        ("damaged",) * 8 + ("wav", "wav", "wav", "text", "text", "text", "long", "short", "video", "join")
+        ("damaged",) * 8
+        + ("wav", "wav", "wav", "text", "text", "text", "long", "short", "video", "join", *("film",) * 5)
     )
     form = rng.choice(sorted(FORMATS))
     if kind == "damaged":
@@ -104,7 +113,11 @@ def content(rng: Random) -> tuple[str, bytes]:
         seconds = rng.choice((0.01, 0.03, 0.05))
         return f"{form} of {seconds} s", sample(rng.choice(("wav", "flac", "aiff")), "stereo", seconds)
     if kind == "video":
-        return "video without sound", silent_video()
+        return "video without sound", film("mp4", sound=False)
+    if kind == "film":
+        form = rng.choice(FILMS)
+        how, data = damaged(film(form), rng)
+        return f"film, {form}: {how}", data
     other = rng.choice(sorted(FORMATS))
     return f"{form} and {other} in one", sample(form) + sample(other, "mono")
 
