@@ -22,8 +22,8 @@ PROMPT_TOKENS = 300
 """Text tokens of a usual prompt, for where it is not cut into tokens yet."""
 CPU_SIDE, SIDE = 512, 2048
 """Sides of the matmul, and tokens of the attention, that a processor and other devices are timed with."""
-CPU_HEADS, HEADS, CHANNELS = 1, 16, 128
-"""Heads of that attention, and the channels of each."""
+CPU_HEADS, HEADS = 1, 16
+"""Heads of that attention."""
 
 
 @dataclass(frozen=True)
@@ -96,15 +96,18 @@ def _pairs(tokens: Tokens, radius: int | None) -> int:
     return seen * tokens.per_frame + rest * tokens.total
 
 
-def seconds_of(work: Work, device: torch.device, dtype: torch.dtype) -> float:
-    """How long a device takes, from a small matmul and a small attention that it is timed with: some milliseconds."""
+def seconds_of(work: Work, head_dim: int, device: torch.device, dtype: torch.dtype) -> float:
+    """How long a device takes, from a small matmul and a small attention that it is timed with: some milliseconds.
+
+    ``head_dim`` are the channels of a head: the fewer they are, the longer attention takes for one operation.
+    """
     on_cpu = device.type == "cpu"
     side, heads = (CPU_SIDE, CPU_HEADS) if on_cpu else (SIDE, HEADS)
     matrix = torch.ones(side, side, device=device, dtype=dtype)
-    q = torch.ones(1, heads, side, CHANNELS, device=device, dtype=dtype)
+    q = torch.ones(1, heads, side, head_dim, device=device, dtype=dtype)
     product = _time(lambda: matrix @ matrix, 1 if on_cpu else 10)
     attention = _time(lambda: F.scaled_dot_product_attention(q, q, q), 1 if on_cpu else 10)
-    return work.products * product / (2 * side**3) + work.attention * attention / (4 * side**2 * heads * CHANNELS)
+    return work.products * product / (2 * side**3) + work.attention * attention / (4 * side**2 * heads * head_dim)
 
 
 def _time(run: Callable[[], Tensor], times: int) -> float:
@@ -123,16 +126,24 @@ def _time(run: Callable[[], Tensor], times: int) -> float:
 
 
 def time_warning(
-    work: Work, tokens: int, calls: int, device: torch.device, dtype: torch.dtype, devices: int = 1
+    work: Work,
+    tokens: int,
+    calls: int,
+    *,
+    head_dim: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    devices: int = 1,
 ) -> str | None:
     """What to tell the user of steps that will take long; None if they won't.
 
-    ``tokens`` are those of the largest of the ``calls`` of the model, whose work is shared by so many ``devices``. What
-    is not in it: elementwise work, weights that are streamed, and the stages before and after the steps.
+    ``tokens`` are those of the largest of the ``calls`` of the model, whose heads have ``head_dim`` channels; its work
+    is shared by so many ``devices``. What is not in it: elementwise work, weights that are streamed, and the stages
+    before and after the steps.
     """
     if work.total < LONG * SLOWEST:
         return None
-    seconds = seconds_of(work, device, dtype) / devices
+    seconds = seconds_of(work, head_dim, device, dtype) / devices
     if seconds < LONG:
         return None
     return (

@@ -203,7 +203,10 @@ class Pipeline:
         require(needed, available_bytes(machine.device), what)
         work = sum((stage.work for stage in stages[1:]), stages[0].work)
         calls, tokens = sum(stage.calls for stage in stages), stages[-1].tokens.total
-        warning = time_warning(work, tokens, calls, machine.device, machine.dtype, len(machine.devices))
+        head_dim, devices = stages[0].file.config.head_dim, len(machine.devices)
+        warning = time_warning(
+            work, tokens, calls, head_dim=head_dim, device=machine.device, dtype=machine.dtype, devices=devices
+        )
         if warning is not None:
             logger.warning("%s", warning)
 

@@ -100,7 +100,9 @@ def check_sampling(
     local = model.model_options.get("transformer_options", {}).get(LOCAL_LAYERS)
     work = sum((work_of_call(config, tokens, local) for tokens in sequences), Work(0, 0)) * (batch * steps)
     try:
-        warning = time_warning(work, batch * longest, steps * len(texts), model.load_device, dtype)
+        warning = time_warning(
+            work, batch * longest, steps * len(texts), head_dim=config.head_dim, device=model.load_device, dtype=dtype
+        )
     except torch.OutOfMemoryError:
         return  # A card that is full can't be timed; for the steps themselves the host makes room.
     if warning is not None:

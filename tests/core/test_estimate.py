@@ -81,18 +81,19 @@ def test_time_is_in_seconds_of_this_machine() -> None:
         matrix @ matrix
         times.append(time.perf_counter() - start)
     # A busy machine is several times slower at one moment than at another; milliseconds would be a thousand.
-    assert 1 / 30 < seconds_of(Work(2 * side**3, 0), CPU, torch.float32) / min(times) < 30
-    one = seconds_of(Work(10**12, 0), CPU, torch.float32)
-    assert 1 / 30 < seconds_of(Work(0, 10**12), CPU, torch.float32) / one < 30
+    assert 1 / 30 < seconds_of(Work(2 * side**3, 0), 128, CPU, torch.float32) / min(times) < 30
+    one = seconds_of(Work(10**12, 0), 128, CPU, torch.float32)
+    assert 1 / 30 < seconds_of(Work(0, 10**12), 128, CPU, torch.float32) / one < 30
 
 
 def test_only_work_that_takes_long_is_warned_of() -> None:
-    rate = 10**9 / seconds_of(Work(10**9, 0), CPU, torch.float32)
+    rate = 10**9 / seconds_of(Work(10**9, 0), 128, CPU, torch.float32)
+    settings = {"head_dim": 128, "device": CPU, "dtype": torch.float32}
     for part, said in ((1 / 30, False), (30, True)):
-        warning = time_warning(Work(int(LONG * rate * part), 0), 5000, 8, CPU, torch.float32)
+        warning = time_warning(Work(int(LONG * rate * part), 0), 5000, 8, **settings)
         assert (warning is not None) == said
     assert warning is not None and "5,000 tokens" in warning and "8 calls" in warning and "hours" in warning
-    assert time_warning(Work(int(LONG * rate * 30), 0), 5000, 8, CPU, torch.float32, devices=1000) is None
+    assert time_warning(Work(int(LONG * rate * 30), 0), 5000, 8, **settings, devices=1000) is None
 
 
 def test_durations_are_in_a_unit_that_reads_well() -> None:
