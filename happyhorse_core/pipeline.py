@@ -36,8 +36,9 @@ from .sampling.loop import Velocity, denoise, guided
 from .sampling.schedule import flow_sigmas
 from .sampling.solver import DistilledSolver, Solver, UniPC, seeded_noise
 from .text.load import load_text_encoder
+from .video_vae.image_encoder import encoding_bytes
 from .video_vae.latent_statistics import denormalise, normalise
-from .video_vae.load import inspect_turbo_decoder, load_image_encoder, load_turbo_decoder
+from .video_vae.load import inspect_image_encoder, inspect_turbo_decoder, load_image_encoder, load_turbo_decoder
 from .video_vae.tiling import decode_tiles, fitting_tile, least_bytes, window_bytes
 from .weights.source import open_source
 
@@ -171,7 +172,7 @@ class Pipeline:
         stages = [_Steps(transformer, first, request.steps * (2 if request.role.guided else 1))]
         if enlarger is not None and request.upscale is not None:
             stages.append(_Steps(enlarger, shape, request.upscale.steps))
-        self.estimate(stages)
+        self.estimate(stages, with_image=request.image is not None)
         settings = json.dumps(_settings(request, first, shape, self.files), ensure_ascii=False)
         with Mp4Writer(
             output,
@@ -192,15 +193,19 @@ class Pipeline:
                 writer.add_frames(frames.numpy())
         return shape
 
-    def estimate(self, stages: Sequence[_Steps]) -> None:
+    def estimate(self, stages: Sequence[_Steps], *, with_image: bool) -> None:
         """Raises an error where the machine can't hold the work, and warns of work that takes long."""
         for stage in stages:
             self.check_memory(stage.file, stage.shape)
         machine, largest = self.machine, stages[-1].shape
         decoder = inspect_turbo_decoder(self.files.video_decoder).config
         needed = least_bytes(decoder, *largest.video_latent[1:], machine.dtype.itemsize)
-        what = f"decoding {largest.video_frames} frames of {largest.width} x {largest.height}"
-        require(needed, available_bytes(machine.device), what)
+        size = f"{largest.width} x {largest.height}"
+        require(needed, available_bytes(machine.device), f"decoding {largest.video_frames} frames of {size}")
+        if with_image:
+            encoder = inspect_image_encoder(_given(self.files.image_encoder, "image encoder")).config
+            needed = encoding_bytes(encoder, largest.height, largest.width, machine.dtype.itemsize)
+            require(needed, available_bytes(machine.device), f"a picture of {size}")
         work = sum((stage.work for stage in stages[1:]), stages[0].work)
         calls, tokens = sum(stage.calls for stage in stages), stages[-1].tokens.total
         head_dim, devices = stages[0].file.config.head_dim, len(machine.devices)

@@ -29,6 +29,8 @@ UNUSED = ("decoder.*", "conv2.*", "encoder.*.time_conv.*")
 """Tensors of the file that a single picture never meets."""
 PATCH_SIZE = 2
 """Pixels a side that are packed into channels before the first layer."""
+COPIES = 4.1
+"""Tensors of the first layers, the largest, that are alive at once; kernels need more for their work."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class ImageEncoderConfig:
     channels: int
     stages: tuple[DownStage, ...]
     latent_channels: int
+
+
+def encoding_bytes(config: ImageEncoderConfig, height: int, width: int, itemsize: int) -> int:
+    """Bytes without which no picture of ``height`` x ``width`` pixels is encoded."""
+    return int(COPIES * config.channels * (height // PATCH_SIZE) * (width // PATCH_SIZE) * itemsize)
 
 
 def detect_image_encoder(shapes: Mapping[str, tuple[int, ...]], where: str) -> ImageEncoderConfig:

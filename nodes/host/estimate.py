@@ -13,11 +13,13 @@ import comfy.model_management as mm
 import psutil
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.sd import VAE
 
 from ...happyhorse_core import geometry
 from ...happyhorse_core.dit.memory import activation_bytes, sampling_bytes
 from ...happyhorse_core.errors import InputError
 from ...happyhorse_core.estimate import Work, time_warning, tokens_of, work_of_call
+from ...happyhorse_core.video_vae.image_encoder import WanImageEncoder, encoding_bytes
 from .diffusion import LOCAL_LAYERS, HappyHorseModel
 
 log = logging.getLogger("happyhorse")
@@ -60,6 +62,14 @@ def check_latent(shape: geometry.ClipShape, batch: int, device: torch.device) ->
             free / 2**30,
             WAY_OUT,
         )
+
+
+def check_encoding(vae: VAE, width: int, height: int, fields: str) -> None:
+    """Raises InputError if memory can't hold what our encoder makes of a picture of so many pixels."""
+    still = getattr(vae.first_stage_model, "still", None)
+    if isinstance(still, WanImageEncoder):
+        needed = encoding_bytes(still.config, height, width, vae.vae_dtype.itemsize)
+        require_room(needed, vae.device, fields, f"a picture of {width} x {height} to be encoded")
 
 
 def check_decoding(video: Sequence[int], field: str) -> None:

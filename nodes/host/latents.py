@@ -12,6 +12,7 @@ from ...happyhorse_core.errors import InputError
 from ...happyhorse_core.media.image import fit_image
 from ...happyhorse_core.video_vae.latent_statistics import denormalise
 from . import checks
+from .estimate import check_encoding
 from .latent_format import AUDIO_LATENT, VIDEO_LATENT, is_pair
 
 Latent = dict[str, Any]
@@ -76,7 +77,9 @@ def encode_image(vae: object, image: Tensor, width: int, height: int) -> Tensor:
     Raises InputError that names the input ``vae`` or ``image``.
     """
     checks.check_image_encoder(vae, "vae")
-    frame = fit_image(checks.one_image(image, "image"), width, height)
+    picture = checks.one_image(image, "image")
+    check_encoding(vae, width, height, "latent")
+    frame = fit_image(picture, width, height)
     return vae.encode((frame[:, :, 0].movedim(1, -1) + 1) / 2)
 
 

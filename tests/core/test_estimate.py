@@ -23,6 +23,7 @@ from happyhorse_core.pipeline import to_bytes
 from happyhorse_core.sampling.loop import denoise
 from happyhorse_core.sampling.schedule import flow_sigmas
 from happyhorse_core.sampling.solver import DistilledSolver, Solver, UniPC
+from happyhorse_core.video_vae.image_encoder import DownStage, ImageEncoderConfig, WanImageEncoder, encoding_bytes
 from happyhorse_core.video_vae.tiling import OVERLAP, decode_tiles, least_bytes
 from happyhorse_core.video_vae.turbo_decoder import TurboDecoder
 
@@ -145,6 +146,17 @@ def test_no_less_memory_decodes_a_clip(latent: tuple[int, int, int], thinner: in
             chunk[0].to(torch.float32, copy=True).to(torch.uint8)
     said = least_bytes(config, *latent, dtype.itemsize)
     assert 0.3 * counted.peak < said <= 1.05 * counted.peak
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_no_less_memory_encodes_a_picture(dtype: torch.dtype) -> None:
+    stages = (DownStage(160, 2, True, False), DownStage(320, 2, True, True))
+    config = ImageEncoderConfig(160, (*stages, DownStage(640, 2, True, True), DownStage(640, 2, False, False)), 48)
+    encoder = WanImageEncoder(config, operations=TorchOps, dtype=dtype, device="meta")
+    with torch.inference_mode(), PeakMemory() as counted:
+        encoder(torch.empty(1, 3, 1, 512, 896, device="meta", dtype=dtype))
+    said = encoding_bytes(config, 512, 896, dtype.itemsize)
+    assert 0.9 * counted.peak < said <= counted.peak
 
 
 def test_pixels_become_bytes_as_before() -> None:

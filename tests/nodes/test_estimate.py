@@ -89,6 +89,14 @@ def test_what_fits_exactly_is_decoded(machine):
     refused(pack.HappyHorseDecode, latent=latent, **vaes)
 
 
+def test_a_picture_that_does_not_fit_is_not_encoded(machine):
+    latent = tiny.empty(width=2048, height=2048, frames=5)
+    inputs = {"vae": tiny.video_vae(), "image": tiny.picture(), "latent": latent}
+    machine(1e7)
+    text = refused(pack.HappyHorseImageToVideo, **inputs)
+    assert text.startswith("latent: found a picture of 2048 x 2048 to be encoded")
+
+
 @pytest.mark.parametrize("sampler", ["distilled", "base"])
 def test_steps_that_do_not_fit_are_refused(machine, sampler):
     latent = tiny.run(pack.HappyHorseEmptyLatent, width=1024, height=1024, seconds=10.0, batch_size=2)[0]
