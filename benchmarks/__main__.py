@@ -45,8 +45,11 @@ def row(stage: str, dtype: torch.dtype, tokens: int | str, timing: Timing) -> Ro
         "dtype": str(dtype).removeprefix("torch."),
         "tokens": tokens,
         "seconds": round(timing.seconds, 4),
+        "cpu_seconds": round(timing.cpu_seconds, 4),
         "floor": round(timing.floor, 4),
         "ratio": round(timing.ratio, 3),
+        "lowest": round(timing.lowest, 3),
+        "highest": round(timing.highest, 3),
         "peak_gib": round(peak / 2**30, 2),
     }
 

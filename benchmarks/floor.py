@@ -84,11 +84,18 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Callable[[], Tens
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a stage and of its floor: medians of runs in turn; ``ratio`` is the median of the pairs' ratios."""
+    """Seconds of a stage and of its floor: medians of runs in turn; ``ratio`` is the median of the pairs' ratios.
+
+    ``lowest`` and ``highest`` are the ends of those. ``cpu_seconds`` is the time that the processor's cores worked on a
+    run of the stage, all together: more than ``seconds`` says how many worked, less that other programs had them.
+    """
 
     seconds: float
+    cpu_seconds: float
     floor: float
     ratio: float
+    lowest: float
+    highest: float
     peak_bytes: int | None
 
 
@@ -119,7 +126,12 @@ def measure_pair(
     run(), floor()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    pairs = [(timed(run, device), share * timed(floor, device)) for _ in range(repeats)]
+    full, cores, least = [], [], []
+    for _ in range(repeats):
+        before = time.process_time()
+        full.append(timed(run, device))
+        cores.append(time.process_time() - before)
+        least.append(share * timed(floor, device))
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    full, least = zip(*pairs, strict=True)
-    return Timing(median(full), median(least), median(a / b for a, b in pairs), peak)
+    ratios = [a / b for a, b in zip(full, least, strict=True)]
+    return Timing(median(full), median(cores), median(least), median(ratios), min(ratios), max(ratios), peak)

@@ -34,7 +34,9 @@ def test_the_floor_replays_every_product_and_attention_once() -> None:
     # Three embedders and two final layers; per layer four products and one attention; in outer layers three experts.
     assert len(recorder.calls) == 5 + TOY.layers * (4 * 3 + 1)
     assert timing.seconds > 0
+    assert timing.cpu_seconds > 0
     assert timing.floor > 0
+    assert timing.lowest <= timing.ratio <= timing.highest
     kinds = {event.key for event in of_kernels(recorder.replay)}
     assert {"aten::mm", "aten::scaled_dot_product_attention"} <= kinds
     # What the core may lose by the strides of its inputs is not to be lost by the floor as well.
