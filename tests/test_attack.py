@@ -17,7 +17,7 @@ from tools.mutate import VIDEO_DECODER_FILE
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES, NODE_CASES, SEED = 40, 15, 7
-BOUNDS = runner.Bounds(seconds=2, memory=1 << 30)
+SECONDS, MEMORY = 4, 1 << 30
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the cases are copies of one process")
 
@@ -143,9 +143,11 @@ def given(_rng, folder):
     ],
 )
 def test_the_judge_sees(tmp_path, command, verdict):
+    # On top of what the tests before left in this process, which the case begins as a copy of.
+    bounds = runner.Bounds(SECONDS, runner.resident(os.getpid()) + MEMORY)
     pid = runner.fork(lambda: child.run(given, 1, 1, tmp_path, command), tmp_path)
-    ended = runner.watched(pid, BOUNDS)
-    assert judge.judge(tmp_path, "x", 1, ended, BOUNDS.memory).verdict == verdict
+    ended = runner.watched(pid, bounds)
+    assert judge.judge(tmp_path, "x", 1, ended, bounds.memory).verdict == verdict
 
 
 def test_a_case_is_the_same_again(tmp_path):
